@@ -1,0 +1,1 @@
+"""What people see: mailq, the minisend command and its demo."""
