@@ -111,6 +111,37 @@ class Envelope:
         return "Envelope(" + ", ".join(f"{n}={getattr(self, n)!r}" for n in self.__slots__) + ")"
 
 
+class Facts:
+    """The configuration facts that the first attempt of a message used; kept, so that every attempt gives the same octets.
+
+    ``hostname``     for Received
+    ``mail_domain``  for bare names
+    ``from_field``   value of the From and Resent-From fields to add, may be folded with LF SP
+    ``message_id``   value of Message-ID and Resent-Message-ID to add, with its angle brackets
+    None holds CR or NUL, and only ``from_field`` may hold LF.
+    """
+
+    __slots__ = ("from_field", "hostname", "mail_domain", "message_id")
+
+    def __init__(
+        self, hostname: bytes, mail_domain: bytes, from_field: bytes, message_id: bytes
+    ) -> None:
+        self.hostname = hostname
+        self.mail_domain = mail_domain
+        self.from_field = from_field
+        self.message_id = message_id
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Facts) and all(
+            getattr(self, name) == getattr(other, name) for name in self.__slots__
+        )
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __repr__(self) -> str:
+        return "Facts(" + ", ".join(f"{n}={getattr(self, n)!r}" for n in self.__slots__) + ")"
+
+
 DELIVERED = "delivered"
 RELAYED = "relayed"
 DELAYED = "delayed"
@@ -130,7 +161,16 @@ class Outcome:
     ``at``          seconds since the epoch
     """
 
-    __slots__ = ("action", "at", "command", "diagnostic", "reason", "recipient", "remote_mta", "status")
+    __slots__ = (
+        "action",
+        "at",
+        "command",
+        "diagnostic",
+        "reason",
+        "recipient",
+        "remote_mta",
+        "status",
+    )
 
     def __init__(
         self,
@@ -152,6 +192,19 @@ class Outcome:
         self.diagnostic = diagnostic
         self.command = command
         self.at = at
+
+    def for_recipient(self, index: int) -> "Outcome":
+        """The same outcome for another recipient."""
+        return Outcome(
+            index,
+            self.action,
+            self.status,
+            self.reason,
+            remote_mta=self.remote_mta,
+            diagnostic=self.diagnostic,
+            command=self.command,
+            at=self.at,
+        )
 
     @property
     def final(self) -> bool:

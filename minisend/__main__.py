@@ -1,0 +1,138 @@
+"""Picks the face: sendmail, mailq, newaliases or minisend, by the name of the program or its first argument.
+
+Imports nothing that the face does not need, and is the one place where an exception becomes an exit code and a line on
+standard error.  Also the file that a detached flusher is started by, which is why it can be run by its path.
+"""
+
+import posix
+import sys
+
+if not __package__:
+    # Run by path (python3 -I .../minisend/__main__.py): the package is the directory this file lies in.
+    sys.path.insert(0, __file__.rpartition("/")[0].rpartition("/")[0] or "/")
+
+from minisend.errors import MinisendError, UsageError
+
+FACES = ("sendmail", "mailq", "newaliases", "minisend")
+
+
+def main() -> int:
+    """Run the face that ``sys.argv`` names; returns the exit code.  Ends the process itself after a submission."""
+    face, arguments = _face(sys.argv)
+    try:
+        _open_standard_descriptors()
+        code = _run(face, arguments)
+    except MinisendError as exc:
+        _complain(face, str(exc))
+        code = exc.exit_code
+    except KeyboardInterrupt as exc:
+        number = exc.args[0] if exc.args else 2  # SIGINT, from the interpreter's own handler
+        _complain(face, f"stopped by signal {number:d}")
+        code = 128 + number
+    except Exception as exc:  # noqa: BLE001 - the last resort: a bug ends in a line and EX_SOFTWARE, not in a traceback
+        _report_bug(face, exc)
+        code = MinisendError.exit_code
+    return code
+
+
+def _open_standard_descriptors() -> None:
+    """Something on descriptors 0 to 2: else the next file opened, a queue file, would be standard error."""
+    for fd in (0, 1, 2):
+        try:
+            posix.fstat(fd)
+        except OSError:
+            posix.open("/dev/null", posix.O_RDWR)
+
+
+def _face(argv: list[str]) -> tuple[str, list[str]]:
+    name = argv[0].rpartition("/")[2]
+    if name in FACES and name != "minisend":
+        return name, argv[1:]
+    if len(argv) > 1 and argv[1] in FACES:
+        return argv[1], argv[2:]
+    return "minisend", argv[1:]
+
+
+def _take_config(arguments: list[str]) -> tuple[str | None, list[str]]:
+    """A leading ``-C FILE`` or ``-CFILE``, and the rest."""
+    if not arguments or arguments[0][:2] != "-C":
+        return None, arguments
+    if len(arguments[0]) > 2:
+        return arguments[0][2:], arguments[1:]
+    if len(arguments) < 2:
+        raise UsageError("option -C needs a value")
+    return arguments[1], arguments[2:]
+
+
+def _run(face: str, arguments: list[str]) -> int:
+    config_file, arguments = _take_config(arguments)
+    if face == "sendmail":
+        return _sendmail(arguments, config_file)
+    if face == "mailq":
+        return _mailq(config_file)
+    if face == "newaliases":
+        return 0
+    from minisend.admin.command import main as minisend
+
+    _add_site()
+    return minisend(arguments, config_file)
+
+
+def _sendmail(arguments: list[str], config_file: str | None) -> int:
+    from minisend.submit import options as table
+
+    options = table.parse(arguments)
+    if options.mode == "submit":
+        from minisend.submit.command import submit
+
+        # Nothing of ours waits to be written, and tearing down the interpreter takes as long as a submission's disk.
+        posix._exit(submit(options, config_file))
+    if options.mode == "mailq":
+        return _mailq(config_file)
+    if options.mode == "flush":
+        from minisend.admin.command import main as minisend
+
+        _add_site()
+        return minisend(["flush", "--all", "--quiet"], config_file)
+    if options.mode == "help":
+        posix.write(1, table.USAGE.encode())
+    elif options.mode == "version":
+        from minisend import __version__
+
+        posix.write(1, f"minisend {__version__}\n".encode())
+    return 0
+
+
+def _mailq(config_file: str | None) -> int:
+    from minisend.admin.mailq import mailq
+
+    return mailq(config_file)
+
+
+def _add_site() -> None:
+    """Under -S, which the sendmail script uses for its speed, dnspython is out of sight: a delivery may need it."""
+    if sys.flags.no_site:
+        import site
+
+        site.main()
+
+
+def _complain(face: str, text: str) -> None:
+    line = "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in f"{face}: {text}")
+    try:
+        posix.write(2, line.encode("utf-8", "backslashreplace") + b"\n")
+    except OSError:
+        pass  # a closed or full standard error must not change the exit code
+
+
+def _report_bug(face: str, exc: Exception) -> None:
+    import syslog
+    import traceback
+
+    for line in "".join(traceback.format_exception(exc)).splitlines():
+        syslog.syslog(syslog.LOG_MAIL | syslog.LOG_ERR, f"minisend: {line}".replace("\0", ""))
+    _complain(face, f"internal error, please report it: {type(exc).__name__}: {exc}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,208 @@
+"""Reads the queue for those who show it: every message once, in one order, whatever state its file is in.
+
+Takes no lock and changes nothing.  Streams: names are listed a state at a time, a file is opened when its turn comes,
+and only its envelope and its tail are read.  A flusher may be moving files meanwhile; a message that moved between the
+listing and the look is found by a second listing, and none is shown twice.
+
+    queue name (Postfix)   state      marker (mailq)   it is
+    active                 any        *                claimed by a process at this moment
+    incoming               new                         accepted, never attempted
+    deferred               deferred                    attempted, waiting
+    hold                   hold       !                held
+    failed                 failed     #                not to be tried again, or its file is broken
+
+Source: Postfix showq(8), postqueue(1); the markers are those of its mailq, whose ``#`` is "forced to expire".
+"""
+
+import posix
+import time
+
+from minisend.admin.terminal import printable
+from minisend.envelope import Outcome
+from minisend.errors import SpoolError
+from minisend.spool import disk
+from minisend.spool.record import BrokenRecord, UnknownVersion
+from minisend.spool.store import Entry, Place, Queue
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_STATES = ("new", "cur", "hold", "failed")
+_WORDS = {"new": "new", "cur": "deferred", "hold": "hold", "failed": "failed"}
+_QUEUE_NAMES = {"new": "incoming", "cur": "deferred", "hold": "hold", "failed": "failed"}
+_MARKERS = {"active": "*", "hold": "!", "failed": "#"}
+
+
+class Listed:
+    """One message of the queue, as it was when it was looked at.
+
+    ``entry``       None when its file cannot be read; then ``problem`` says why, else that is ""
+    ``arrived``     seconds since the epoch; ``size`` octets: those of the file when ``entry`` is None
+    ``state``       "new" | "deferred" | "hold" | "failed"
+    ``queue_name``  Postfix's word, see the table above; ``marker`` "" or the character behind the queue id
+    """
+
+    __slots__ = ("arrived", "entry", "marker", "place", "problem", "queue_name", "size", "state")
+
+    def __init__(
+        self,
+        place: Place,
+        entry: Entry | None,
+        problem: str,
+        arrived: float,
+        size: int,
+        active: bool,
+    ) -> None:
+        self.place = place
+        self.entry = entry
+        self.problem = problem
+        self.arrived = arrived
+        self.size = size
+        self.state = _WORDS[place.state]
+        self.queue_name = "active" if active else _QUEUE_NAMES[place.state]
+        self.marker = _MARKERS.get(self.queue_name, "")
+
+    @property
+    def next_attempt(self) -> float | None:
+        """When it is due, seconds since the epoch; None when nothing is planned."""
+        if self.state in ("hold", "failed") or not self.entry:
+            return None
+        return self.place.due or self.arrived
+
+    def open_recipients(self) -> "list[tuple[int, Outcome | None]]":
+        """Index and last outcome of each recipient that is not served; of a failed message also the failed ones."""
+        entry = self.entry
+        if entry is None:
+            return []
+        indexes = entry.pending
+        if self.state == "failed":
+            indexes = sorted(indexes + entry.failed)
+        return [(index, entry.latest.get(index)) for index in indexes]
+
+    def address(self, index: int) -> str:
+        """The recipient's address as it may be shown."""
+        return printable(self.entry.envelope.recipients[index].address) if self.entry else ""
+
+    @property
+    def sender(self) -> str:
+        """The reverse-path as it may be shown, ``MAILER-DAEMON`` for the null one."""
+        return (printable(self.entry.envelope.sender) or "MAILER-DAEMON") if self.entry else ""
+
+
+def open_queue(spool: str) -> Queue | None:
+    """The queue of this spool; None when there is none yet, which is an empty one.  Raises SpoolError."""
+    try:
+        return Queue(spool)
+    except SpoolError as exc:
+        if _is_absent(exc):
+            return None
+        raise
+
+
+def messages(queue: Queue) -> "Iterator[Listed]":
+    """All messages; each is closed when the next one is asked for."""
+    claimed = _claimed_files()
+    shown: set[str] = set()
+    moved = True
+    for _ in range(2):
+        if not moved:
+            break
+        moved = False
+        for state in _STATES:
+            for place in _places(queue, state):
+                if place.queue_id in shown:
+                    continue
+                listed = _look(queue, place, claimed)
+                if listed is None:
+                    moved = True
+                    continue
+                shown.add(place.queue_id)
+                try:
+                    yield listed
+                finally:
+                    if listed.entry is not None:
+                        listed.entry.close()
+
+
+def message(queue: Queue, queue_id: str) -> Listed | None:
+    """The message of this id, None when there is none; its ``entry`` is the caller's to close."""
+    if queue_id[:1] in ("", "."):
+        return None
+    for _ in range(2):
+        place = queue.find(queue_id, *_STATES)
+        if place is None:
+            return None
+        listed = _look(queue, place, _claimed_files())
+        if listed is not None:
+            return listed
+    return None
+
+
+def clock(when: float, now: float) -> str:
+    """A time of the near future in local time: ``14:05`` today, else ``Nov 24 09:05``."""
+    there = time.localtime(when)
+    today = there[:3] == time.localtime(now)[:3]
+    return time.strftime("%H:%M" if today else "%b %d %H:%M", there)
+
+
+def _places(queue: Queue, state: str) -> list[Place]:
+    """Names of one state in the order they are shown: by time where the name has one."""
+    try:
+        return sorted(queue.places(state), key=lambda place: place.name)
+    except SpoolError as exc:
+        # The first submission is just making the directories.
+        if _is_absent(exc):
+            return []
+        raise
+
+
+def _look(queue: Queue, place: Place, claimed: set[tuple[int, int]]) -> Listed | None:
+    """The message that lies there, None when it is gone."""
+    try:
+        there = posix.stat(place.name, dir_fd=queue.directory(place.state), follow_symlinks=False)
+    except FileNotFoundError:
+        return None
+    active = (there.st_dev, there.st_ino) in claimed
+    try:
+        entry = queue.read(place)
+    except UnknownVersion as exc:
+        problem = f"left alone: its format is version {exc}"
+    except BrokenRecord as exc:
+        problem = f"broken: {exc}"
+    except OSError as exc:
+        problem = f"cannot be read: {exc.strerror}"
+    else:
+        if entry is None:
+            return None
+        return Listed(place, entry, "", entry.envelope.arrived, entry.size, active)
+    return Listed(place, None, problem, there.st_mtime, there.st_size, active)
+
+
+def _is_absent(exc: SpoolError) -> bool:
+    return isinstance(exc.__cause__, FileNotFoundError)
+
+
+def _claimed_files() -> set[tuple[int, int]]:
+    """Device and inode of every file that some process has locked with flock (proc(5), /proc/locks).
+
+    Trying the lock instead would make a flusher that comes by at this moment pass the message over.
+    """
+    octets = b""
+    try:
+        fd = posix.open("/proc/locks", posix.O_RDONLY | posix.O_CLOEXEC)
+        try:
+            while piece := posix.read(fd, 65536):
+                octets += piece
+        finally:
+            disk.close(fd)
+    except OSError:
+        return set()
+    claimed = set()
+    for line in octets.splitlines():
+        fields = line.split()
+        # "3: FLOCK ADVISORY WRITE 1423 fe:01:1055 0 EOF"; one that waits has "->" in its second field
+        if len(fields) > 5 and fields[1] == b"FLOCK" and fields[3] == b"WRITE":
+            major, minor, inode = fields[5].split(b":")
+            claimed.add((posix.makedev(int(major, 16), int(minor, 16)), int(inode)))
+    return claimed

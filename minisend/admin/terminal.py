@@ -1,0 +1,61 @@
+"""Text to descriptors and terminals: what may be shown of foreign octets, and when there may be colour.
+
+Never imports anything heavy: mailq is called every minute by monitoring.  Writes go straight to the descriptor, so
+that an error is seen where it happens and nothing is left for the interpreter's exit.
+"""
+
+import posix
+
+from minisend.errors import SystemFault
+
+BOLD = "1"
+DIM = "2"
+RED = "31"
+GREEN = "32"
+YELLOW = "33"
+CYAN = "36"
+
+
+def printable(value: bytes | str) -> str:
+    """``value`` without anything that a terminal or a line reader would act on, one ``?`` for each such character.
+
+    Octets, and text decoded with surrogateescape, are read as UTF-8; what is not UTF-8 is shown as ``\\xHH``.
+    """
+    octets = value.encode("utf-8", "surrogateescape") if isinstance(value, str) else value
+    text = octets.decode("utf-8", "backslashreplace")
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else "?" for c in text)
+
+
+def write(fd: int, text: str) -> None:
+    """All of ``text`` as UTF-8.
+
+    Raises BrokenPipeError when nobody reads any more, SystemFault for any other failure.
+    """
+    octets = text.encode("utf-8", "backslashreplace")
+    try:
+        while octets:
+            octets = octets[posix.write(fd, octets) :]
+    except BrokenPipeError:
+        raise
+    except OSError as exc:
+        raise SystemFault(f"cannot write to descriptor {fd}: {exc.strerror}") from exc
+
+
+def is_terminal(fd: int) -> bool:
+    """True when ``fd`` is a terminal that understands control sequences."""
+    return posix.isatty(fd) and posix.environ.get(b"TERM", b"dumb") != b"dumb"
+
+
+class Paint:
+    """Colours text for one descriptor, or leaves it alone: no terminal, or $NO_COLOR is set and not empty."""
+
+    __slots__ = ("_on",)
+
+    def __init__(self, fd: int) -> None:
+        self._on = is_terminal(fd) and not posix.environ.get(b"NO_COLOR")
+
+    def __call__(self, style: str, text: str) -> str:
+        """``text`` in ``style``, one of the words of this module (SGR, ECMA-48 section 8.3.117)."""
+        return f"\x1b[{style}m{text}\x1b[0m" if self._on and text else text

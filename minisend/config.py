@@ -1,0 +1,910 @@
+"""The configuration: TOML files -> ``Config``, or -> the few facts that a submission needs.
+
+``KEYS`` is the one table of every key: validation, error texts and the check of
+minisend.toml(5) come from it.  Never asks DNS, never reads a secret, never writes.
+
+Which file (DESIGN: the first that exists is the only one, with ``conf.d/*.toml`` beside it):
+
+    source                                   used when                       else
+    -C FILE                                  given                           missing: error
+    $MINISEND_CONFIG                         euid or root owns it            error (root: only if
+                                                                             root owns it, else the next)
+    $XDG_CONFIG_HOME/minisend/config.toml    the same, and we are not root   the next
+    /etc/minisend/config.toml                it exists                       the defaults
+
+A file of the second or third kind that others than its owner can write is an error.  "Root" is a
+real *or* effective uid of 0: a set-uid program runs with its caller's environment.
+
+Two readers: ``load`` reads with tomllib and checks everything; ``submission_facts`` runs in every
+``sendmail``, so it reads with ``scan`` where it can (tomllib costs 12 ms) and checks only the keys
+it returns: a mistake in [smarthost] must not stop a cron job from handing over its mail.
+
+TOML 1.0.0; XDG Base Directory Specification 0.8.
+"""
+
+import posix
+import sys
+
+from minisend.errors import ConfigError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from typing import Any
+
+SYSTEM_FILE = "/etc/minisend/config.toml"
+SYSTEM_SPOOL = "/var/spool/minisend"
+HOSTS_FILE = "/etc/hosts"
+MAILNAME_FILE = "/etc/mailname"
+
+# table ("" = top level), key, kind (a tuple = one of these words), default, meaning.
+# The default stands as a file would have it; None = worked out, see the manual.
+KEYS: "tuple[tuple[str, str, str | tuple[str, ...], object, str], ...]" = (
+    ("", "hostname", "domain", None, "The name of this machine in EHLO, Received and Message-ID."),
+    ("", "mail_domain", "domain", None, "Appended to an address that has no domain."),
+    ("", "admin", "address", "", "Gets mail for root, and what can be told to nobody else."),
+    ("spool", "path", "path", None, "The directory that holds the queue."),
+    ("spool", "lifetime", "duration", "5d", "A message that waited this long goes back to its sender."),
+    ("spool", "warn_after", "duration", "4h", "A message that waited this long causes one delay warning."),
+    ("spool", "retry_min", "duration", "5m", "The wait after the first attempt; it doubles with each further one."),
+    ("spool", "retry_max", "duration", "4h", "The longest wait between two attempts."),
+    ("spool", "max_message_size", "size", "50M", "A larger message is refused at submission."),
+    ("spool", "sync", ("group", "each"), "group", "How the record of deliveries reaches the disk."),
+    ("submission", "socket", "path or false", "/run/minisend/submit.sock", "The socket on which the service takes messages."),
+    ("submission", "drop", "path or false", "/var/spool/minisend/drop", "The directory that takes messages while nobody listens on the socket."),
+    ("smarthost", "host", "hosts", None, "The server that gets all mail, or a list of servers that are tried in order."),
+    ("smarthost", "port", "port", None, "The TCP port of the server."),
+    ("smarthost", "tls", ("starttls", "implicit", "opportunistic", "none"), "starttls", "How the connection is encrypted."),
+    ("smarthost", "tls_ca_file", "path", "", "A PEM file of the authorities to trust in place of the system's."),
+    ("smarthost", "tls_min_version", ("1.2", "1.3"), "1.2", "The oldest TLS version to accept."),
+    ("smarthost", "tls_verify", "boolean", True, "Whether the server's certificate must hold."),
+    ("smarthost", "username", "string", "", "The login name at the server."),
+    ("smarthost", "password_file", "path", "", "A file that holds the password."),
+    ("smarthost", "password_command", "strings", (), "A program and its arguments; the first line it prints is the password."),
+    ("smarthost", "credential", "string", "", "The name of a systemd credential that holds the password."),
+    ("smarthost", "secret_mode_check", "boolean", True, "Whether a password file that others can read is refused."),
+    ("smarthost", "auth", ("auto", "plain", "login", "none"), "auto", "The SASL mechanism."),
+    ("delivery", "mx_port", "port", 25, "The TCP port of MX hosts."),
+    ("delivery", "tls", ("none", "opportunistic"), "opportunistic", "How a connection to an MX host is encrypted."),
+    ("delivery", "connections_per_host", "count", 20, "The most connections to one server at a time."),
+    ("delivery", "connections", "count", 100, "The most connections in all."),
+    ("dns", "nameservers", "addresses", (), "The addresses of the DNS servers to ask."),
+    ("dns", "port", "port", 53, "The UDP and TCP port of the DNS servers."),
+)  # fmt: skip
+
+# What submission_facts returns.
+_FOR_SUBMISSION = (
+    ("spool", "path"),
+    ("spool", "max_message_size"),
+    ("spool", "sync"),
+    ("submission", "socket"),
+    ("submission", "drop"),
+)
+
+# With [smarthost] port unset: RFC 6409, RFC 8314 section 3.3, RFC 5321.
+_PORTS = {"starttls": 587, "opportunistic": 587, "implicit": 465, "none": 25}
+
+_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+_MAX_DURATION = 3650 * 86400
+_OCTETS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
+_MAX_SIZE = 1 << 40
+# difflib's ratio from which a known name is suggested: "lifetme" has 0.93, "port" for mx_port 0.73.
+_NEAR = 0.7
+# No file by hand comes near it; it bounds what -C /dev/zero can do.
+_MAX_FILE = 1 << 20
+
+
+# -- what load returns -------------------------------------------------------------------------
+
+
+class Spool:
+    """[spool]: ``path`` absolute; times in seconds; ``max_message_size`` in octets; ``sync`` a word."""
+
+    __slots__ = (
+        "lifetime",
+        "max_message_size",
+        "path",
+        "retry_max",
+        "retry_min",
+        "sync",
+        "warn_after",
+    )
+    path: str
+    lifetime: int
+    warn_after: int
+    retry_min: int
+    retry_max: int
+    max_message_size: int
+    sync: str
+
+    def __init__(self, path: str, **values: "Any") -> None:
+        _fill(self, "spool", {"path": path, **values})
+
+
+class Submission:
+    """[submission]: absolute paths, None where the file says false."""
+
+    __slots__ = ("drop", "socket")
+    socket: "str | None"
+    drop: "str | None"
+
+    def __init__(self, **values: "Any") -> None:
+        _fill(self, "submission", values)
+
+
+class Smarthost:
+    """[smarthost]: what is unset is "" or (); ``hosts`` are names or addresses without brackets."""
+
+    __slots__ = (
+        "auth",
+        "credential",
+        "hosts",
+        "password_command",
+        "password_file",
+        "port",
+        "secret_mode_check",
+        "tls",
+        "tls_ca_file",
+        "tls_min_version",
+        "tls_verify",
+        "username",
+    )
+    hosts: "tuple[str, ...]"
+    port: int
+    tls: str
+    tls_ca_file: str
+    tls_min_version: str
+    tls_verify: bool
+    username: str
+    password_file: str
+    password_command: "tuple[str, ...]"
+    credential: str
+    secret_mode_check: bool
+    auth: str
+
+    def __init__(self, hosts: "tuple[str, ...]", **values: "Any") -> None:
+        self.hosts = hosts
+        _fill(self, "smarthost", values)
+        if self.port is None:
+            self.port = _PORTS[self.tls]
+
+
+class Delivery:
+    """[delivery]: ``tls`` is for MX hosts; the counts are limits."""
+
+    __slots__ = ("connections", "connections_per_host", "mx_port", "tls")
+    mx_port: int
+    tls: str
+    connections_per_host: int
+    connections: int
+
+    def __init__(self, **values: "Any") -> None:
+        _fill(self, "delivery", values)
+
+
+class Dns:
+    """[dns]: ``nameservers`` are addresses; () means those of resolv.conf."""
+
+    __slots__ = ("nameservers", "port")
+    nameservers: "tuple[str, ...]"
+    port: int
+
+    def __init__(self, **values: "Any") -> None:
+        _fill(self, "dns", values)
+
+
+class Config:
+    """Every value of one configuration, defaults filled in; see ``KEYS``.
+
+    ``file``       the main file as it was named, None when there is none
+    ``admin``      an address, bare or qualified, "" when unset
+    ``smarthost``  None: deliver to the recipients' MX hosts
+    """
+
+    __slots__ = (
+        "_hostname",
+        "_mail_domain",
+        "admin",
+        "delivery",
+        "dns",
+        "file",
+        "smarthost",
+        "spool",
+        "submission",
+    )
+
+    def __init__(
+        self,
+        *,
+        file: "str | None",
+        spool: Spool,
+        hostname: str = "",
+        mail_domain: str = "",
+        admin: str = "",
+        submission: "Submission | None" = None,
+        smarthost: "Smarthost | None" = None,
+        delivery: "Delivery | None" = None,
+        dns: "Dns | None" = None,
+    ) -> None:
+        self.file = file
+        self._hostname = hostname
+        self._mail_domain = mail_domain
+        self.admin = admin
+        self.spool = spool
+        self.submission = submission or Submission()
+        self.smarthost = smarthost
+        self.delivery = delivery or Delivery()
+        self.dns = dns or Dns()
+
+    @property
+    def hostname(self) -> str:
+        """A domain name, ASCII.  Worked out when first asked for: files only, never DNS."""
+        if not self._hostname:
+            self._hostname = _machine_name()
+        return self._hostname
+
+    @property
+    def mail_domain(self) -> str:
+        """A domain name, ASCII."""
+        if not self._mail_domain:
+            self._mail_domain = _mailname() or self.hostname
+        return self._mail_domain
+
+
+class SubmissionFacts:
+    """All that ``sendmail`` needs to know before it hands a message over; forms as in ``Config``."""
+
+    __slots__ = ("drop", "file", "max_message_size", "socket", "spool_path", "sync")
+
+    def __init__(self, file: "str | None", spool: Spool, submission: Submission) -> None:
+        self.file = file
+        self.spool_path = spool.path
+        self.max_message_size = spool.max_message_size
+        self.sync = spool.sync
+        self.socket = submission.socket
+        self.drop = submission.drop
+
+
+def _fill(section: object, table: str, values: "dict[str, Any]") -> None:
+    """Set one attribute for each key of the table: from ``values``, else the default."""
+    for row_table, name, kind, default, _ in KEYS:
+        if row_table == table and name != "host":
+            in_force = values.pop(name) if name in values else _in_form(kind, default, default)
+            setattr(section, name, in_force)
+    if values:
+        raise TypeError(f"no such key in [{table}]: {', '.join(sorted(values))}")
+
+
+# -- the two readers ---------------------------------------------------------------------------
+
+
+def load(explicit: "str | None", environ: "Mapping[bytes, bytes]", uid: int, euid: int) -> Config:
+    """Read and check the whole configuration.
+
+    ``explicit``  the value of -C, None without one
+    ``environ``   as ``posix.environ`` and ``os.environb`` have it
+    Raises ConfigError, one line: ``FILE:LINE: [table] key: expected this (got that)``.
+    """
+    main = None
+    values: dict[str, dict[str, Any]] = {}
+    origin: dict[tuple[str, str], tuple[str, str]] = {}
+    for path, text in _files(explicit, environ, uid, euid):
+        main = main or path
+        for table, names in _checked(path, text, _parse(path, text)).items():
+            values.setdefault(table, {}).update(names)
+            origin[table, ""] = (path, text)
+            for name in names:
+                origin[table, name] = (path, text)
+    _check_together(values, origin)
+
+    spool = values.get("spool", {})
+    spool_path = spool.pop("path", None) or _default_spool(environ, uid, euid)
+    smarthost = values.get("smarthost")
+    return Config(
+        file=main,
+        spool=Spool(spool_path, **spool),
+        submission=Submission(**values.get("submission", {})),
+        smarthost=Smarthost(smarthost.pop("host"), **smarthost) if smarthost else None,
+        delivery=Delivery(**values.get("delivery", {})),
+        dns=Dns(**values.get("dns", {})),
+        **values.get("", {}),
+    )
+
+
+def submission_facts(
+    explicit: "str | None", environ: "Mapping[bytes, bytes]", uid: int, euid: int
+) -> SubmissionFacts:
+    """Read what a submission needs; arguments as for ``load``.
+
+    Raises ConfigError for a file that cannot be read or is not TOML, and for a wrong value of a key
+    it returns; what else is wrong there is for ``load`` to say.
+    """
+    main = None
+    spool: dict[str, Any] = {}
+    submission: dict[str, Any] = {}
+    for path, text in _files(explicit, environ, uid, euid):
+        main = main or path
+        tables = scan(text)
+        if tables is None:
+            tables = _parse(path, text)
+        for table, name, kind, default, _ in KEYS:
+            if (table, name) not in _FOR_SUBMISSION or table not in tables:
+                continue
+            section = tables[table]
+            if not isinstance(section, dict):
+                raise _wrong_table(path, text, table, section)
+            if name in section:
+                into = spool if table == "spool" else submission
+                into[name] = _typed(path, text, (table, name, kind, default), section[name])
+    spool_path = spool.pop("path", None) or _default_spool(environ, uid, euid)
+    return SubmissionFacts(main, Spool(spool_path, **spool), Submission(**submission))
+
+
+# -- TOML --------------------------------------------------------------------------------------
+
+
+def scan(text: str) -> "dict[str, Any] | None":
+    """Read plain TOML: what ``tomllib.loads(text)`` returns, or None for "ask tomllib".
+
+    Plain is: blank lines, comments, ``[table]`` lines of one bare key, and lines of a bare key with
+    a one-line basic string without a backslash, an unsigned decimal integer, or a boolean.
+    All else is None: no text that tomllib refuses is ever accepted here.
+    """
+    tables: dict[str, Any] = {}
+    table = tables
+    for line in text.replace("\r\n", "\n").split("\n"):
+        line = line.strip(" \t")
+        if not line:
+            continue
+        # Refuses more than TOML does (a tab, U+00A0), but all control characters that TOML refuses.
+        if not line.isprintable():
+            return None
+        if line[0] == "#":
+            continue
+        if line[0] == "[":
+            name, bracket, rest = line[1:].partition("]")
+            if not bracket or name in tables:
+                return None
+            table = tables[name] = {}
+        else:
+            name, equals, value = line.partition("=")
+            name = name.rstrip(" ")
+            value = value.lstrip(" ")
+            if not equals or name in table:
+                return None
+            if value[:1] == '"':
+                value, quote, rest = value[1:].partition('"')
+                if not quote or "\\" in value:  # of triple quotes, the third stands in rest
+                    return None
+                table[name] = value
+            else:
+                value, _, _ = value.partition("#")
+                value = value.rstrip(" ")
+                rest = ""
+                if value in ("true", "false"):
+                    table[name] = value == "true"
+                elif value == "0" or (value.isdecimal() and value[0] != "0" and len(value) <= 18):
+                    table[name] = int(value)
+                else:
+                    return None
+        bare = name.replace("_", "").replace("-", "")
+        rest = rest.lstrip(" ")
+        if not bare.isalnum() or not line.isascii() or (rest and rest[0] != "#"):
+            return None
+    return tables
+
+
+def _parse(path: str, text: str) -> "dict[str, Any]":
+    import tomllib
+
+    try:
+        return tomllib.loads(text)
+    except (ValueError, RecursionError) as exc:
+        # ValueError: TOMLDecodeError is one, and so is an integer of more than 4,300 digits.
+        raise ConfigError(f"{path}: not TOML: {exc}") from exc
+
+
+# -- values ------------------------------------------------------------------------------------
+
+
+def _in_form(kind: "str | tuple[str, ...]", value: "Any", default: object) -> "Any":
+    """The value in the form that ``Config`` holds.  Raises ValueError when it is not of that kind."""
+    if value is None or value == "" == default:
+        return value  # unset
+    if isinstance(kind, tuple):
+        if isinstance(value, str) and value in kind:
+            return value
+    elif kind == "boolean":
+        if isinstance(value, bool):
+            return value
+    elif kind in ("port", "count"):
+        most = 65535 if kind == "port" else 1_000_000
+        if type(value) is int and 1 <= value <= most:
+            return value
+    elif kind == "size":
+        octets = _octets(value)
+        if 1 <= octets <= _MAX_SIZE:
+            return octets
+    elif kind == "path or false" and value is False:
+        return None
+    elif kind in ("strings", "addresses"):
+        if isinstance(value, (list, tuple)) and all(
+            isinstance(item, str) and (_is_text(item) if kind == "strings" else _is_ip(item))
+            for item in value
+        ):
+            return tuple(value)
+    elif kind == "hosts":
+        hosts = value if isinstance(value, list) else [value]
+        if hosts and all(isinstance(host, str) for host in hosts):
+            return tuple(_host(host) for host in hosts)
+    elif isinstance(value, str) and _is_text(value):
+        if kind == "duration":
+            seconds = _number(value[:-1]) * _SECONDS.get(value[-1], 0)
+            if 1 <= seconds <= _MAX_DURATION:
+                return seconds
+        elif (
+            kind == "string"
+            or (kind in ("path", "path or false") and value[0] == "/")
+            or (kind == "domain" and _is_domain(value))
+            or (kind == "address" and _is_address(value))
+        ):
+            return value
+    raise ValueError
+
+
+def _expected(kind: "str | tuple[str, ...]") -> str:
+    if isinstance(kind, tuple):
+        return " or ".join(", ".join(f'"{word}"' for word in kind).rsplit(", ", 1))
+    return {
+        "address": "a mail address",
+        "addresses": 'a list of IP addresses, such as ["127.0.0.1"]',
+        "boolean": "true or false",
+        "count": "a whole number from 1 to 1000000",
+        "domain": 'a domain name in ASCII, such as "host.example.org"',
+        "duration": 'a time of at most 3650 days, such as "5d", "4h", "30m" or "90s"',
+        "hosts": "a host name or IP address without a port, or a list of them",
+        "path": "an absolute path",
+        "path or false": "an absolute path or false",
+        "port": "a whole number from 1 to 65535",
+        "size": 'a size of at most 1024G, such as "50M", "512K" or a number of octets',
+        "string": "text without control characters",
+        "strings": 'a list of strings, such as ["/usr/bin/pass", "mail"]',
+    }[kind]
+
+
+def _is_text(value: str) -> bool:
+    """Not empty and without line ends or control characters, which would reach log and header."""
+    return value != "" and value.isprintable()
+
+
+def _is_domain(name: str) -> bool:
+    """RFC 1034 section 3.5, and the underscore, which container networks use."""
+    return len(name) <= 253 and all(
+        len(label) <= 63
+        and label.isascii()
+        and label.replace("-", "").replace("_", "").isalnum()
+        and label[0] != "-" != label[-1]
+        for label in name.split(".")
+    )
+
+
+def _is_address(value: str) -> bool:
+    """One address, bare or qualified: enough to catch a list, a display name or angle brackets."""
+    return not any(char in ' <>,;:"()' for char in value) and "@" not in (value[0], value[-1])
+
+
+def _is_ip(value: str) -> bool:
+    from _socket import AF_INET, AF_INET6, inet_pton
+
+    for family in (AF_INET, AF_INET6):
+        try:
+            inet_pton(family, value.partition("%")[0])  # fe80::1%eth0: RFC 4007 section 11
+            return True
+        except (OSError, ValueError):
+            pass
+    return False
+
+
+def _host(value: str) -> str:
+    """The host without the brackets that Postfix and the URL form use.  Raises ValueError."""
+    host = value[1:-1] if value[:1] == "[" and value[-1:] == "]" else value
+    # "10.0.0" is neither an address nor a name that any resolver takes as one.
+    if _is_ip(host) or (_is_domain(host) and not host.replace(".", "").isdecimal()):
+        return host
+    raise ValueError
+
+
+def _number(digits: str) -> int:
+    """-1 for what is not a number of a sensible length."""
+    return int(digits) if digits.isascii() and digits.isdecimal() and len(digits) <= 15 else -1
+
+
+def _octets(value: object) -> int:
+    if type(value) is int:
+        return value
+    if not isinstance(value, str):
+        return -1
+    unit = _OCTETS.get(value[-1:])
+    return _number(value[:-1]) * unit if unit else _number(value)
+
+
+# -- checks ------------------------------------------------------------------------------------
+
+
+def _checked(path: str, text: str, raw: "dict[str, Any]") -> "dict[str, dict[str, Any]]":
+    """Every value of one file in its form, by table ("" = top level) and key."""
+    rows = {(row[0], row[1]): row[:4] for row in KEYS}
+    tables = {table for table, _ in rows if table}
+    checked: dict[str, dict[str, Any]] = {}
+    for table, section in raw.items():
+        if table not in tables:
+            if ("", table) not in rows:
+                raise _unknown(path, text, "", table, section)
+            checked.setdefault("", {})[table] = _typed(path, text, rows["", table], section)
+            continue
+        if not isinstance(section, dict):
+            raise _wrong_table(path, text, table, section)
+        checked[table] = {}
+        for name, value in section.items():
+            if (table, name) not in rows:
+                raise _unknown(path, text, table, name, value)
+            checked[table][name] = _typed(path, text, rows[table, name], value)
+    return checked
+
+
+def _check_together(
+    values: "dict[str, dict[str, Any]]", origin: "dict[tuple[str, str], tuple[str, str]]"
+) -> None:
+    """What one value demands of another, over all files."""
+
+    def wrong(table: str, name: str, what: str) -> ConfigError:
+        where = origin[table, name] if (table, name) in origin else origin[table, ""]
+        return _wrong(*where, table, name, what)
+
+    spool = Spool("/", **{k: v for k, v in values.get("spool", {}).items() if k != "path"})
+    if spool.retry_min > spool.retry_max:
+        raise wrong(
+            "spool",
+            "retry_max" if ("spool", "retry_max") in origin else "retry_min",
+            f"expected retry_min <= retry_max (got {spool.retry_min} s and {spool.retry_max} s)",
+        )
+    smarthost = values.get("smarthost")
+    if smarthost is None:
+        return
+    if "host" not in smarthost:
+        raise wrong("smarthost", "host", f"expected {_expected('hosts')} (got nothing)")
+    given = [n for n in ("password_file", "password_command", "credential") if smarthost.get(n)]
+    if len(given) > 1:
+        raise wrong("smarthost", given[1], f"expected only one of this and {given[0]}")
+    auth = smarthost.get("auth", "auto")
+    username = smarthost.get("username")
+    if given and not username:
+        raise wrong("smarthost", given[0], "expected username beside it (got nothing)")
+    if auth in ("plain", "login") and not username:
+        raise wrong("smarthost", "auth", f'expected username beside "{auth}" (got nothing)')
+    if username and not given and auth != "none":
+        raise wrong(
+            "smarthost",
+            "username",
+            "expected password_file, password_command or credential beside it (got nothing)",
+        )
+
+
+def _typed(
+    path: str, text: str, row: "tuple[str, str, str | tuple[str, ...], object]", value: object
+) -> "Any":
+    table, name, kind, default = row
+    try:
+        return _in_form(kind, value, default)
+    except ValueError:
+        # Somebody may have put the secret itself there: it must not reach a log.
+        got = "" if name in ("password_file", "credential") else f" (got {_shown(value)})"
+        raise _wrong(path, text, table, name, f"expected {_expected(kind)}{got}") from None
+
+
+def _shown(value: object) -> str:
+    if isinstance(value, str):
+        shown = repr(value)
+        return shown if len(shown) <= 60 else shown[:56] + "...'"
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, dict):
+        return "a table"
+    if isinstance(value, list):
+        return "a list"
+    return str(value) if not isinstance(value, int) or abs(value) < 1 << 64 else "a huge number"
+
+
+def _unknown(path: str, text: str, table: str, name: str, value: object) -> ConfigError:
+    """An unknown key, or for a table of the file an unknown table, with the nearest known name."""
+    import difflib
+
+    if isinstance(value, dict) and not table:
+        known = [row[0] for row in KEYS if row[0]]
+        table, kind, form = name, "table", "[{}]"
+        near = difflib.get_close_matches(name, known, 1, _NEAR)
+        name = ""
+    else:
+        kind, form = "key", "{}"
+        near = difflib.get_close_matches(
+            name, [row[1] for row in KEYS if row[0] == table], 1, _NEAR
+        )
+        elsewhere = [row[0] for row in KEYS if row[1] == name]
+        if elsewhere and not near:
+            home = f"in [{elsewhere[0]}]" if elsewhere[0] else "at the top, before any table"
+            return _wrong(path, text, table, name, f"unknown key here: it belongs {home}")
+    hint = f" (did you mean {form.format(near[0])}?)" if near else ""
+    return _wrong(path, text, table, name, f"unknown {kind}{hint}")
+
+
+def _wrong_table(path: str, text: str, table: str, value: object) -> ConfigError:
+    return _wrong(path, text, table, "", f"expected a table (got {_shown(value)})")
+
+
+def _wrong(path: str, text: str, table: str, name: str, what: str) -> ConfigError:
+    line = _line(text, table, name)
+    parts = [f"{path}:{line}" if line else path]
+    key = repr(name)[1:-1]
+    if table:
+        parts.append(f"[{table}] {key}" if key else f"[{table}]")
+    else:
+        parts.append(key)
+    return ConfigError(": ".join([*parts, what]))
+
+
+def _line(text: str, table: str, name: str) -> int:
+    """The number of the line that sets the key, else of the one that opens the table.
+
+    0 when no line or several could be meant: text in triple quotes may look like either.
+    """
+    here = ""
+    keys, headers = [], []
+    for number, line in enumerate(text.split("\n"), 1):
+        key, equals, _ = line.partition("=")
+        if line.lstrip().startswith("["):
+            here = line.partition("#")[0].strip("[] \t\r")
+            if here == (table or name):
+                headers.append(number)
+        elif equals and (here, key.strip(" \t\"'")) in ((table, name), ("", table)):
+            keys.append(number)
+    found = keys or headers
+    return found[0] if len(found) == 1 else 0
+
+
+# -- files -------------------------------------------------------------------------------------
+
+
+class _Foreign(ConfigError):
+    """The file belongs to somebody else."""
+
+
+def _files(
+    explicit: "str | None", environ: "Mapping[bytes, bytes]", uid: int, euid: int
+) -> "list[tuple[str, str]]":
+    """Name and text of the main file, then of conf.d/*.toml beside it in name order."""
+    main = _main_file(explicit, environ, uid, euid)
+    if main is None:
+        return []
+    path, octets, owners = main
+    files = [(path, _decoded(path, octets))]
+    head, slash, _ = path.rpartition("/")
+    directory = f"{head}{slash}conf.d"
+    try:
+        fd = posix.open(directory, posix.O_RDONLY | posix.O_DIRECTORY | posix.O_CLOEXEC)
+    except (FileNotFoundError, NotADirectoryError):
+        return files
+    except OSError as exc:
+        raise _unreadable(directory, exc) from exc
+    try:
+        _check_owner(directory, fd, owners)
+        for name in sorted(posix.listdir(fd)):
+            if name.endswith(".toml") and name[0] != ".":
+                path = f"{directory}/{name}"
+                try:
+                    octets = _read(name, owners, path, fd)
+                except OSError as exc:
+                    raise _unreadable(path, exc) from exc
+                files.append((path, _decoded(path, octets)))
+    finally:
+        posix.close(fd)
+    return files
+
+
+def _main_file(
+    explicit: "str | None", environ: "Mapping[bytes, bytes]", uid: int, euid: int
+) -> "tuple[str, bytes, tuple[int, ...]] | None":
+    """Name, octets and permitted owners (() = any) of the file in force; None when there is none."""
+    if explicit is not None:
+        try:
+            return explicit, _read(explicit, ()), ()
+        except OSError as exc:
+            raise _unreadable(explicit, exc) from exc
+    root = 0 in (uid, euid)
+    named = _environ(environ, b"MINISEND_CONFIG")
+    if named:
+        owners = (0,) if root else (0, euid)
+        try:
+            if named[0] == "/":
+                return named, _read(named, owners), owners
+            if not root:
+                raise ConfigError(f"$MINISEND_CONFIG: expected an absolute path (got {named!r})")
+        except (FileNotFoundError, NotADirectoryError):
+            pass
+        except (_Foreign, OSError) as exc:
+            # Root under sudo or su with another's environment must run nothing of theirs.
+            if isinstance(exc, OSError) and not root:
+                raise _unreadable(named, exc) from exc
+            if not root:
+                raise
+    if not root:
+        base = _absolute(environ, b"XDG_CONFIG_HOME")
+        if not base:
+            home = _home(environ, uid, euid)
+            base = "" if home is None else f"{home}/.config"
+        path = f"{base}/minisend/config.toml"
+        try:
+            if base:
+                return path, _read(path, (0, euid)), (0, euid)
+        except (FileNotFoundError, NotADirectoryError, _Foreign):
+            # Foreign: su without "-" keeps the variable of the user before.
+            pass
+        except OSError as exc:
+            # A home that this process may not enter (systemd's ProtectHome=) holds nothing for it.
+            if not isinstance(exc, PermissionError) or _visible(path):
+                raise _unreadable(path, exc) from exc
+    try:
+        return SYSTEM_FILE, _read(SYSTEM_FILE, ()), ()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as exc:
+        raise _unreadable(SYSTEM_FILE, exc) from exc
+
+
+def _read(
+    name: str, owners: "tuple[int, ...]", path: str = "", dir_fd: "int | None" = None
+) -> bytes:
+    """The octets of a file.  Raises OSError, and ConfigError when ``owners`` forbid its use.
+
+    A path from the environment may name a FIFO or a leased file of somebody else's: it is opened
+    without waiting, and the check is made on what was opened.
+    """
+    path = path or name
+    flags = posix.O_RDONLY | posix.O_CLOEXEC | posix.O_NOCTTY
+    fd = posix.open(name, flags | posix.O_NONBLOCK if owners else flags, dir_fd=dir_fd)
+    try:
+        _check_owner(path, fd, owners)
+        octets = b""
+        while len(octets) <= _MAX_FILE:
+            chunk = posix.read(fd, 65536)
+            if not chunk:
+                return octets
+            octets += chunk
+        raise ConfigError(f"{path}: larger than {_MAX_FILE} octets")
+    finally:
+        posix.close(fd)
+
+
+def _check_owner(path: str, fd: int, owners: "tuple[int, ...]") -> None:
+    if not owners:
+        return
+    status = posix.fstat(fd)
+    if status.st_uid not in owners:
+        wanted = " or ".join(str(owner) for owner in sorted(set(owners)))
+        raise _Foreign(
+            f"{path}: not used: expected owner uid {wanted} (got {status.st_uid}): "
+            f"chown it, or name another file"
+        )
+    if status.st_mode & 0o022:
+        mode = status.st_mode & 0o7777
+        raise ConfigError(f"{path}: not used: others can write it (mode {mode:04o}): chmod go-w it")
+
+
+def _decoded(path: str, octets: bytes) -> str:
+    try:
+        return octets.decode()
+    except UnicodeDecodeError as exc:
+        line = octets.count(b"\n", 0, exc.start) + 1
+        raise ConfigError(f"{path}:{line}: not TOML: not UTF-8") from exc
+
+
+def _unreadable(path: str, exc: OSError) -> ConfigError:
+    return ConfigError(f"{path}: cannot read it: {exc.strerror}")
+
+
+def _visible(path: str) -> bool:
+    """False when a directory on the way may not be searched."""
+    try:
+        posix.stat(path)
+    except PermissionError:
+        return False
+    except OSError:
+        return True
+    return True
+
+
+def _environ(environ: "Mapping[bytes, bytes]", name: bytes) -> str:
+    return environ.get(name, b"").decode(sys.getfilesystemencoding(), "surrogateescape")
+
+
+def _absolute(environ: "Mapping[bytes, bytes]", name: bytes) -> str:
+    """A directory from the environment, "" unless absolute (XDG: "relative ... should be ignored")."""
+    path = _environ(environ, name)
+    return path if path[:1] == "/" else ""
+
+
+def _home(environ: "Mapping[bytes, bytes]", uid: int, euid: int) -> "str | None":
+    """The home of the real uid, without a slash at its end; None when it has none.
+
+    $HOME counts only for a uid without an account (a container with an arbitrary one): sudo and
+    cron jobs carry the HOME of somebody else.
+    """
+    import pwd
+
+    try:
+        home = pwd.getpwuid(uid).pw_dir
+    except KeyError:
+        home = _absolute(environ, b"HOME")
+        try:
+            if posix.stat(home).st_uid != euid:
+                return None
+        except OSError:
+            return None
+    return home.rstrip("/") if home[:1] == "/" else None
+
+
+def _default_spool(environ: "Mapping[bytes, bytes]", uid: int, euid: int) -> str:
+    try:
+        posix.stat(SYSTEM_SPOOL)
+        return SYSTEM_SPOOL
+    except (FileNotFoundError, NotADirectoryError):
+        pass
+    except OSError:
+        # It may well be there: an error must not send mail into another spool.
+        return SYSTEM_SPOOL
+    state = "" if 0 in (uid, euid) else _absolute(environ, b"XDG_STATE_HOME")
+    if not state:
+        home = _home(environ, uid, euid)
+        if home is None:
+            raise ConfigError(
+                f"[spool] path: {SYSTEM_SPOOL} does not exist and uid {uid} has no home directory: "
+                "create it, or set path in a configuration file"
+            )
+        state = f"{home}/.local/state"
+    return f"{state}/minisend"
+
+
+# -- the names of this machine -----------------------------------------------------------------
+
+
+def _machine_name() -> str:
+    """The default of hostname: the first with a dot of uname, /etc/hosts, /etc/mailname; else bare."""
+    name = posix.uname().nodename
+    if "." in name and _is_domain(name):
+        return name
+    for line in _lines(HOSTS_FILE):
+        canonical, *aliases = line.partition("#")[0].split()[1:] or [""]
+        if (
+            name.lower() in [alias.lower() for alias in (canonical, *aliases)]
+            and "." in canonical
+            and _is_domain(canonical)
+            # "127.0.0.1 localhost.localdomain localhost myhost" says nothing about myhost.
+            and not canonical.startswith("localhost")
+        ):
+            return canonical
+    return _mailname() or (name if _is_domain(name) else "localhost")
+
+
+def _mailname() -> str:
+    """The domain in /etc/mailname (Debian Policy 11.6), "" when there is none."""
+    for line in _lines(MAILNAME_FILE):
+        name = line.strip()
+        if name:
+            return name if _is_domain(name) else ""
+    return ""
+
+
+def _lines(path: str) -> "list[str]":
+    try:
+        return _read(path, ()).decode("utf-8", "surrogateescape").splitlines()
+    except (OSError, ConfigError):
+        return []

@@ -1,0 +1,204 @@
+"""Attempts over SMTP: the servers of a next hop, tried in order, until each recipient has its outcome.
+
+Keeps the session to a next hop open for the next message, and remembers for a run which next hops cannot be reached, so
+that a thousand messages for a dead server wait for it once.  What a failure means is ``delivery.policy``'s to say; no
+queue file is known here.
+"""
+
+import os
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+
+from minisend.config import Config
+from minisend.delivery import mx, policy, tls
+from minisend.delivery.mx import Target
+from minisend.delivery.policy import Verdict
+from minisend.delivery.route import SMARTHOST, NextHop
+from minisend.delivery.secrets import credentials
+from minisend.errors import MinisendError
+from minisend.smtp.session import Deadlines, Session
+from minisend.smtp.stream import HandshakeError, connect
+
+# Sessions kept open at a time; the one unused for longest is closed for a further one.
+_KEPT_SESSIONS = 10
+
+
+@dataclass(frozen=True, slots=True)
+class Content:
+    """A message for ``Session.send``.
+
+    ``octets``     gives the message anew at each call, any line ends
+    ``size``       octets with CRLF line ends, as near as is known
+    ``eight_bit``  it has octets above 127
+    """
+
+    octets: Callable[[], Iterable[bytes]]
+    size: int
+    eight_bit: bool
+
+
+class Remote:
+    """The connections of one run.
+
+    ``trace``  gets the lines of each dialogue, without secrets
+    """
+
+    def __init__(self, config: Config, *, trace: Callable[[str], None] | None = None) -> None:
+        self._config = config
+        self._trace = trace
+        self._deadlines = Deadlines()
+        self._resolver = mx.Resolver(mx.dns_query(config.dns))
+        self._sessions: dict[NextHop, tuple[Target, Session]] = {}
+        self._unreachable: dict[NextHop, Verdict] = {}
+
+    def __enter__(self) -> "Remote":
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        for _, session in self._sessions.values():
+            session.quit()
+        self._sessions.clear()
+
+    def attempt(
+        self, hop: NextHop, sender: bytes, recipients: dict[int, bytes], content: Content
+    ) -> list[Verdict]:
+        """One verdict for each of ``recipients`` (index → qualified address), in any order.
+
+        What reading the content raises goes through; the session is closed then.
+        """
+        if hop in self._unreachable:
+            return [_for(index, self._unreachable[hop]) for index in recipients]
+        latest: dict[int, Verdict] = {}
+        waiting = dict(recipients)
+        asked: Target | None = None
+        kept = self._sessions.pop(hop, None)
+        if kept is not None:
+            self._transactions(hop, *kept, sender, waiting, content, latest)
+            # A server may have closed a session that waited.  Then it was asked nothing, and is asked afresh.
+            if all(latest[index].scope != policy.SITE for index in waiting):
+                asked = kept[0]
+        try:
+            targets = mx.targets(hop, self._config, self._resolver) if waiting else []
+        except MinisendError as error:
+            targets = []
+            self._judge(waiting, latest, error, "")
+        for target in targets:
+            if target == asked:
+                continue
+            try:
+                session = self._open(hop, target)
+            except MinisendError as error:
+                self._judge(waiting, latest, error, target.remote_mta)
+            else:
+                self._transactions(hop, target, session, sender, waiting, content, latest)
+            if not waiting:
+                break
+        if hop not in self._sessions and all(
+            verdict.scope in (policy.SITE, policy.LOCAL) for verdict in latest.values()
+        ):
+            self._unreachable[hop] = next(iter(latest.values()))
+        return [latest[index] for index in recipients]
+
+    def _open(self, hop: NextHop, target: Target) -> Session:
+        """A session ready for a message.  Raises SmtpError, ConfigError."""
+        try:
+            return self._session(hop, target, "")
+        except HandshakeError as error:
+            if not error.plain_text_allowed:
+                raise
+        # Opportunistic: better in plain text than not at all (RFC 7435), on a connection of its own.
+        return self._session(hop, target, tls.NONE)
+
+    def _session(self, hop: NextHop, target: Target, level: str) -> Session:
+        smarthost = self._config.smarthost if hop.kind == SMARTHOST else None
+        if smarthost is not None:
+            context = tls.smarthost_context(smarthost)
+            secret = credentials(smarthost, os.environb, os.geteuid())
+        else:
+            context = tls.mx_context(self._config.delivery)
+            secret = None
+        settings = smarthost or self._config.delivery
+        if self._trace is not None:
+            self._trace(f"-- connecting to {target.remote_mta}")
+        session = Session(
+            connect(target.address, target.port, self._deadlines.connect),
+            hello=self._config.hostname.encode("ascii", "replace"),
+            tls=level or settings.tls,
+            tls_context=context,
+            server_name=target.host,
+            credentials=secret,
+            auth=smarthost.auth if smarthost is not None else "auto",
+            # tls = "none" is the admin's word that this connection needs no protection.
+            allow_cleartext=settings.tls == tls.NONE,
+            deadlines=self._deadlines,
+            trace=self._trace,
+        )
+        session.open()
+        return session
+
+    def _transactions(
+        self,
+        hop: NextHop,
+        target: Target,
+        session: Session,
+        sender: bytes,
+        waiting: dict[int, bytes],
+        content: Content,
+        latest: dict[int, Verdict],
+    ) -> None:
+        """Send to as many of ``waiting`` as this server takes; what is settled leaves ``waiting``."""
+        again = True
+        while again and waiting and session.usable:
+            indexes = list(waiting)
+            results = session.send(
+                sender,
+                [waiting[index] for index in indexes],
+                content.octets(),
+                size=content.size,
+                eight_bit=content.eight_bit,
+            )
+            verdicts = policy.judge_transaction(
+                indexes, results, remote_mta=target.remote_mta, at=time.time()
+            )
+            _settle(waiting, latest, verdicts)
+            again = any(verdict.then == policy.AGAIN for verdict in verdicts)
+        self._keep(hop, target, session)
+
+    def _keep(self, hop: NextHop, target: Target, session: Session) -> None:
+        if not session.usable:
+            session.quit()
+            return
+        if len(self._sessions) >= _KEPT_SESSIONS:
+            _, oldest = self._sessions.pop(next(iter(self._sessions)))
+            oldest.quit()
+        self._sessions[hop] = (target, session)
+
+    def _judge(
+        self,
+        waiting: dict[int, bytes],
+        latest: dict[int, Verdict],
+        error: MinisendError,
+        remote_mta: str,
+    ) -> None:
+        now = time.time()
+        _settle(
+            waiting,
+            latest,
+            [policy.judge(index, error, remote_mta=remote_mta, at=now) for index in waiting],
+        )
+
+
+def _settle(
+    waiting: dict[int, bytes], latest: dict[int, Verdict], verdicts: Iterable[Verdict]
+) -> None:
+    for verdict in verdicts:
+        index = verdict.outcome.recipient
+        latest[index] = verdict.after(latest.get(index))
+        if verdict.then == policy.STOP:
+            del waiting[index]
+
+
+def _for(index: int, verdict: Verdict) -> Verdict:
+    """The same verdict for another recipient, whose server was not asked again."""
+    return replace(verdict, outcome=verdict.outcome.for_recipient(index))

@@ -1,0 +1,447 @@
+"""The client's side of an SMTP session without I/O: commands in, octets out; octets in, answers out.
+
+    connection.mail(b"a@example.org")           the command is written ...
+    octets = connection.data_to_send()          ... to be sent by whoever does I/O
+    connection.receive_data(octets)             what the server sent, cut anywhere
+    connection.next_event()                     Answer, or None when octets are missing
+
+Each reply is paired with its command through a queue, so pipelined recipients keep theirs.  Two positions move
+through the same states, as in Postfix: ``sent`` runs ahead and takes for granted that every command succeeds; it says
+what may be written.  ``answered`` follows the replies; it says where the session is.  When nothing is outstanding
+they are one again.  Only ``TRANSITIONS`` moves them, except that ``tls_established`` begins the session anew and
+a 421 reply, a broken reply or an early refusal of the message ends it.
+
+It never sends what the state forbids or an argument with CR, LF or NUL (``LocalProtocolError``, before an octet is
+written).  ``next_event`` and ``tls_established`` raise ``RemoteProtocolError`` and nothing else: for what is not a reply, a
+reply nobody asked for, a reply of a class that its command does not have, octets behind the reply to
+STARTTLS (RFC 3207 section 4.2: somebody in the middle may have written them), or a message acknowledged before it was sent.
+
+Source: RFC 5321, RFC 2920 (PIPELINING), RFC 3207 (STARTTLS), RFC 4954 (AUTH), RFC 1870 (SIZE).
+"""
+
+import re
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from enum import Enum, auto
+from typing import NamedTuple
+
+from minisend.errors import LocalProtocolError, RemoteProtocolError
+from minisend.smtp.auth import encode
+from minisend.smtp.reply import Reply, ReplyParser, printable
+from minisend.smtp.wire import wire
+
+# Commands, by the names that logs and delivery status notifications use for them.
+GREETING = "greeting"
+EHLO = "EHLO"
+HELO = "HELO"
+STARTTLS = "STARTTLS"
+AUTH = "AUTH"
+MAIL = "MAIL FROM"
+RCPT = "RCPT TO"
+DATA = "DATA"
+END_OF_DATA = "end of data"
+RSET = "RSET"
+NOOP = "NOOP"
+QUIT = "QUIT"
+
+
+class State(Enum):
+    """Where a session is."""
+
+    START = auto()  # connected, not greeted (or greeted with a refusal)
+    GREETED = auto()
+    READY = auto()  # EHLO or HELO was taken, no transaction
+    TLS = auto()  # STARTTLS was taken: the next octets are the handshake's
+    AUTH = auto()  # a response is due
+    MAIL = auto()  # a transaction, no recipient yet
+    RCPT = auto()
+    DATA = auto()  # the message is due
+    CLOSED = auto()
+
+
+class Transition(NamedTuple):
+    """What one command does.
+
+    ``allowed``  the states in which it may be sent
+    ``sent``     the state in which the next command may count on it; None leaves it
+    ``replies``  first digit of the reply -> state, None leaves it; a digit that is not here breaks the protocol
+    ``alone``    nothing may be outstanding when it is sent (RFC 2920 section 3.1, RFC 3207, RFC 4954)
+    """
+
+    allowed: frozenset[State]
+    sent: State | None
+    replies: dict[int, State | None]
+    alone: bool = False
+
+
+def _in(*states: State) -> frozenset[State]:
+    return frozenset(states)
+
+
+_S = State
+TRANSITIONS = {
+    GREETING: Transition(_in(), None, {2: _S.GREETED, 4: None, 5: None}),
+    EHLO: Transition(
+        _in(_S.GREETED, _S.READY), _S.READY, {2: _S.READY, 4: None, 5: None}, alone=True
+    ),
+    HELO: Transition(
+        _in(_S.GREETED, _S.READY), _S.READY, {2: _S.READY, 4: None, 5: None}, alone=True
+    ),
+    STARTTLS: Transition(_in(_S.READY), _S.TLS, {2: _S.TLS, 4: None, 5: None}, alone=True),
+    AUTH: Transition(
+        _in(_S.READY, _S.AUTH),
+        _S.AUTH,
+        {2: _S.READY, 3: _S.AUTH, 4: _S.READY, 5: _S.READY},
+        alone=True,
+    ),
+    MAIL: Transition(_in(_S.READY), _S.MAIL, {2: _S.MAIL, 4: None, 5: None}),
+    RCPT: Transition(_in(_S.MAIL, _S.RCPT), _S.RCPT, {2: _S.RCPT, 4: None, 5: None}),
+    DATA: Transition(_in(_S.RCPT), _S.DATA, {3: _S.DATA, 4: None, 5: None}),
+    END_OF_DATA: Transition(_in(_S.DATA), _S.READY, {2: _S.READY, 4: _S.READY, 5: _S.READY}),
+    RSET: Transition(_in(_S.READY, _S.MAIL, _S.RCPT), _S.READY, {2: _S.READY, 4: None, 5: None}),
+    NOOP: Transition(
+        _in(_S.GREETED, _S.READY, _S.MAIL, _S.RCPT), None, {2: None, 4: None, 5: None}
+    ),
+    QUIT: Transition(
+        _in(_S.START, _S.GREETED, _S.READY, _S.MAIL, _S.RCPT),
+        _S.CLOSED,
+        {2: _S.CLOSED, 4: _S.CLOSED, 5: _S.CLOSED},
+    ),
+}
+
+#: Pieces of a message smaller than this are joined, so that a small message is one write.
+_PIECE = 64 * 1024
+
+_FORBIDDEN = re.compile(rb"[\r\n\0]")
+
+# A forward- or reverse-path between its brackets.  Outside a quoted string a space or a bracket would end the path and
+# make parameters of what follows.
+_PATH = re.compile(rb'(?:[^\s<>"\\]|\\[^\s<>]|"(?:[^"\\]|\\.)*")*')
+
+
+def check_path(command: str, path: bytes) -> None:
+    """Raise ``LocalProtocolError`` for octets that ``mail`` and ``rcpt`` would not put between brackets.
+
+    Not a check of addresses: only of what would not stay one argument of one line.
+    """
+    if not _PATH.fullmatch(path) or _FORBIDDEN.search(path):
+        raise LocalProtocolError(f"{command}: not a path: {path!r}")
+
+
+class Extensions(dict[str, tuple[str, ...]]):
+    """What EHLO offered: keyword in upper case -> parameters as they came.
+
+    A keyword that comes twice has the parameters of both.
+    """
+
+    @classmethod
+    def parse(cls, reply: Reply) -> "Extensions":
+        """From the reply to EHLO; its first line is the server's name (RFC 5321 section 4.1.1.1)."""
+        extensions = cls()
+        for line in reply.lines[1:]:
+            words = line.decode("ascii", "backslashreplace").split()
+            if words and words[0].upper().startswith("AUTH="):
+                # From before RFC 2554; servers still offer it for clients as old.
+                words[:1] = [name for name in words[0].split("=", 1) if name]
+            if words:
+                keyword = words[0].upper()
+                extensions[keyword] = (*extensions.get(keyword, ()), *words[1:])
+        return extensions
+
+    @property
+    def size(self) -> int:
+        """Octets of the largest message that the server takes; 0 when it does not say (RFC 1870 section 4)."""
+        limit = self.get("SIZE", ())[:1]
+        return int(limit[0]) if limit and limit[0].isdecimal() and len(limit[0]) <= 20 else 0
+
+    @property
+    def pipelining(self) -> bool:
+        """RFC 2920."""
+        return "PIPELINING" in self
+
+    @property
+    def eightbitmime(self) -> bool:
+        """RFC 6152."""
+        return "8BITMIME" in self
+
+    @property
+    def starttls(self) -> bool:
+        """RFC 3207."""
+        return "STARTTLS" in self
+
+    @property
+    def auth(self) -> tuple[str, ...]:
+        """Names of SASL mechanisms, upper case, each once, in the server's order (RFC 4954)."""
+        return tuple(dict.fromkeys(name.upper() for name in self.get("AUTH", ())))
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A reply and what it answers.
+
+    ``command``   one of the names above, such as ``RCPT``
+    ``argument``  the path without brackets, EHLO's name, AUTH's mechanism (never its secrets), else ``b""``
+    """
+
+    command: str
+    argument: bytes
+    reply: Reply
+
+
+class Connection:
+    """One session.  ``trace``, if given, gets each line sent and received, printable and without secrets."""
+
+    def __init__(self, trace: Callable[[str], None] | None = None) -> None:
+        self.extensions = Extensions()
+        self._trace = trace
+        self._sent = State.START
+        self._answered = State.START
+        # The greeting is a reply that the server owes without a command.
+        self._outstanding: deque[tuple[str, bytes]] = deque([(GREETING, b"")])
+        self._parser = ReplyParser()
+        self._out: list[bytes] = []
+        self._error: RemoteProtocolError | None = None
+        self._message_sent = False
+        self._secret = b""  # the last AUTH response as it was sent
+
+    # Where the session is
+
+    @property
+    def state(self) -> State:
+        """The state after the last reply."""
+        return self._answered
+
+    @property
+    def awaited(self) -> str:
+        """The command that the next reply answers, "" when none is outstanding.
+
+        ``END_OF_DATA`` only once the whole message was handed out: a connection lost while it is "DATA" has
+        delivered nothing, one lost while it is "end of data" perhaps has.
+        """
+        if not self._outstanding:
+            return ""
+        command = self._outstanding[0][0]
+        return DATA if command == END_OF_DATA and not self._message_sent else command
+
+    # Commands
+
+    def ehlo(self, name: bytes) -> None:
+        """``name``: our host name or address literal, octets."""
+        self._command(EHLO, b"EHLO " + name, name)
+
+    def helo(self, name: bytes) -> None:
+        """As ``ehlo``, for servers that refuse it."""
+        self._command(HELO, b"HELO " + name, name)
+
+    def starttls(self) -> None:
+        """After its 2yz: no further octet but the handshake, then ``tls_established``."""
+        self._command(STARTTLS, b"STARTTLS")
+
+    def tls_established(self) -> None:
+        """The handshake is done: what was learnt before it is void (RFC 3207 section 4.2)."""
+        if self._answered is not State.TLS:
+            raise LocalProtocolError(f"TLS established in state {self._answered.name}")
+        self._refuse_injected()
+        self.extensions = Extensions()
+        self._sent = self._answered = State.GREETED
+
+    def auth(self, mechanism: str, initial: bytes | None = None) -> None:
+        """Begin AUTH; ``initial`` is the initial response, not yet base64, None to be asked for it."""
+        name = mechanism.encode("ascii")
+        if initial is None:
+            self._command(AUTH, b"AUTH " + name, name)
+        else:
+            # RFC 4954 section 4: "=" stands for a response that is present and empty.
+            self._secret = encode(initial) or b"="
+            self._command(
+                AUTH, b"AUTH " + name + b" " + self._secret, name, shown=b"AUTH " + name + b" ***"
+            )
+
+    def auth_response(self, response: bytes | None) -> None:
+        """Answer a 334 with ``response``, not yet base64; None gives the exchange up."""
+        if self._sent is not State.AUTH:
+            raise LocalProtocolError(f"AUTH response in state {self._sent.name}")
+        if response is None:
+            self._command(AUTH, b"*")
+        else:
+            self._secret = encode(response)
+            self._command(AUTH, self._secret, shown=b"***")
+
+    def mail(self, sender: bytes, parameters: Iterable[bytes] = ()) -> None:
+        """``sender``: reverse-path without brackets, ``b""`` the null one; ``parameters``: such as ``b"SIZE=1000"``."""
+        self._path(MAIL, sender, parameters)
+
+    def rcpt(self, recipient: bytes, parameters: Iterable[bytes] = ()) -> None:
+        """``recipient``: forward-path without brackets."""
+        self._path(RCPT, recipient, parameters)
+
+    def data(self) -> None:
+        """After its 354: ``message``, even when no recipient is left (RFC 2920 section 3.1: then an empty one)."""
+        self._command(DATA, b"DATA")
+
+    def message(self, content: Iterable[bytes]) -> Iterator[bytes]:
+        """The message in wire form, in pieces to be sent as they come; ends the transaction.
+
+        ``content`` may have any line ends.  The message counts as sent when the iterator is exhausted, that is
+        when the last piece was written: a 2yz before is an error, another reply before is its answer
+        and closes the session, as the server no longer reads what we say as a message or as commands.
+        """
+        if self._answered is not State.DATA or self._message_sent:
+            raise LocalProtocolError(f"message in state {self._answered.name}")
+        return self._pieces(content)
+
+    def rset(self) -> None:
+        """Give the transaction up."""
+        self._command(RSET, b"RSET")
+
+    def noop(self) -> None:
+        """Ask for a sign of life."""
+        self._command(NOOP, b"NOOP")
+
+    def quit(self) -> None:
+        """The last command."""
+        self._command(QUIT, b"QUIT")
+
+    def data_to_send(self) -> bytes:
+        """All that was written since the last call."""
+        octets = b"".join(self._out)
+        self._out.clear()
+        return octets
+
+    # Replies
+
+    def receive_data(self, octets: bytes) -> None:
+        """What the server sent.  End of file is the caller's to judge."""
+        self._parser.feed(octets)
+
+    def next_event(self) -> Answer | None:
+        """The next answer, None when octets are missing or the session is closed.
+
+        Raises ``RemoteProtocolError``, then again at each call.  If it raises anything else, that is a bug.
+        """
+        if self._error is not None:
+            raise self._error
+        if self._answered is State.CLOSED:
+            return None
+        if self._answered is State.TLS:
+            self._refuse_injected()
+            return None
+        try:
+            reply = self._parser.next_reply()
+        except RemoteProtocolError as error:
+            self._error = error
+            self._close()
+            raise
+        if reply is None:
+            return None
+        if not self._outstanding:
+            raise self._fail(f"reply without a command: {reply}")
+        command, argument = self._outstanding.popleft()
+        if command == AUTH:
+            reply = self._without_secret(reply)
+        if self._trace is not None:
+            for line in reply.lines:
+                self._trace(f"S: {reply.code} {printable(line)}")
+        self._move(command, reply)
+        return Answer(command, argument, reply)
+
+    # Inside
+
+    def _path(self, command: str, path: bytes, parameters: Iterable[bytes]) -> None:
+        words = list(parameters)
+        check_path(command, path)
+        if any(re.search(rb"\s", word) for word in words):
+            raise LocalProtocolError(f"{command}: space within a parameter: {words!r}")
+        self._command(
+            command, b" ".join([command.encode("ascii") + b":<" + path + b">", *words]), path
+        )
+
+    def _command(
+        self, command: str, line: bytes, argument: bytes = b"", *, shown: bytes | None = None
+    ) -> None:
+        transition = TRANSITIONS[command]
+        if self._sent not in transition.allowed:
+            raise LocalProtocolError(f"{command} in state {self._sent.name}")
+        if self._outstanding and (transition.alone or not self.extensions.pipelining):
+            raise LocalProtocolError(f"{command} before the reply to {self._outstanding[0][0]}")
+        if _FORBIDDEN.search(line):
+            raise LocalProtocolError(
+                f"{command}: line end or NUL in {line if shown is None else shown!r}"
+            )
+        if transition.sent is not None:
+            self._sent = transition.sent
+        self._outstanding.append((command, argument))
+        self._out.append(line + b"\r\n")
+        if self._trace is not None:
+            self._trace("C: " + printable(line if shown is None else shown))
+
+    def _move(self, command: str, reply: Reply) -> None:
+        """Follow one reply."""
+        replies = TRANSITIONS[command].replies
+        digit = reply.code // 100
+        if reply.code == 421:
+            # RFC 5321 section 3.8: the server closes the connection, whatever it was asked.
+            self._close()
+            return
+        if digit not in replies:
+            # Taken as it reads, a 250 to DATA would pass for a message delivered.
+            raise self._fail(f"unexpected reply to {command}: {reply}")
+        if command == END_OF_DATA and not self._message_sent:
+            if digit == 2:
+                raise self._fail(f"message acknowledged before it was sent: {reply}")
+            self._close()
+            return
+        after = replies[digit]
+        if after is not None:
+            self._answered = after
+        if command == DATA and digit == 3:
+            # From here on the server owes one reply whatever is sent, and may give it early.
+            self._message_sent = False
+            self._outstanding.append((END_OF_DATA, b""))
+        elif command in (EHLO, HELO) and digit == 2:
+            self.extensions = Extensions.parse(reply) if command == EHLO else Extensions()
+        if not self._outstanding:
+            self._sent = self._answered
+
+    def _pieces(self, content: Iterable[bytes]) -> Iterator[bytes]:
+        held: list[bytes] = []
+        length = total = 0
+        for octets in wire(content):
+            held.append(octets)
+            length += len(octets)
+            if length >= _PIECE:
+                yield b"".join(held)
+                total += length
+                held.clear()
+                length = 0
+        if held:
+            yield b"".join(held)
+        if self._trace is not None:
+            self._trace(f"C: ({total + length} octets of message)")
+        self._message_sent = True
+        after = TRANSITIONS[END_OF_DATA].sent
+        # While the last piece was written the session may have ended.
+        if after is not None and self._sent is State.DATA:
+            self._sent = after
+
+    def _without_secret(self, reply: Reply) -> Reply:
+        """The reply with an echo of the last AUTH response hidden: Sendmail and others quote a line they do not know."""
+        if not self._secret:
+            return reply
+        # An echo may be cut short, so its beginning is looked for.
+        echo = re.compile(re.escape(self._secret[:8]) + rb"[A-Za-z0-9+/=]*")
+        return Reply(reply.code, tuple(echo.sub(b"***", line) for line in reply.lines))
+
+    def _refuse_injected(self) -> None:
+        if self._parser.pending:
+            raise self._fail("octets after the reply to STARTTLS")
+
+    def _fail(self, message: str) -> RemoteProtocolError:
+        self._error = RemoteProtocolError(message)
+        self._close()
+        return self._error
+
+    def _close(self) -> None:
+        self._sent = self._answered = State.CLOSED
+        self._outstanding.clear()

@@ -1,0 +1,474 @@
+"""One session with one server: the driver that joins ``client.Connection`` and ``stream.Stream``.
+
+    stream = connect("192.0.2.1", 25, deadlines.connect)
+    session = Session(stream, hello=b"host.example.org", tls="opportunistic", tls_context=context, server_name="mx.example.net")
+    session.open()                                              greeting, EHLO, STARTTLS, AUTH
+    results = session.send(sender, recipients, content, size=n, eight_bit=False)     one Answer or SmtpError a recipient
+    session.quit()
+
+``open`` raises; ``send`` gives results, in the order of the recipients.  What a result means for the message is not
+decided here.  No message is ever sent over a connection with less TLS than asked for.
+
+Every ``SmtpError`` that leaves here has a ``phase``: "connect", or the command that failed by its name in
+``client`` ("greeting", "EHLO", "STARTTLS", "AUTH", "MAIL FROM", "RCPT TO", "DATA", "end of data", "RSET").
+
+The one window in which a message can arrive twice: the connection is lost after the final dot was sent and before its
+reply came.  The error then has phase "end of data"; the server may have the message, and whoever tries again may send
+it a second time.  While the message itself is being written the phase is "DATA", and nothing was delivered.
+
+Source: RFC 5321, RFC 2920, RFC 3207, RFC 4954, RFC 1870, RFC 6152.
+"""
+
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from time import monotonic
+from typing import TYPE_CHECKING
+
+from minisend.errors import (
+    LocalProtocolError,
+    NetworkError,
+    RemoteProtocolError,
+    SmtpError,
+    TlsError,
+)
+from minisend.smtp import auth, client
+from minisend.smtp.client import Answer, Connection, Extensions, State
+from minisend.smtp.stream import READ_SIZE, HandshakeError, Stream, blame
+
+if TYPE_CHECKING:
+    import ssl
+
+#: Octets of a command line with its CRLF (RFC 5321 section 4.5.3.1.4): a longer AUTH waits to be asked (RFC 4954 section 4).
+_COMMAND_LINE = 512
+
+#: Octets written under one deadline.
+_PIECE = 16 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Deadlines:
+    """Seconds that each phase may take.  RFC 5321 section 4.5.3.2 names most; the others follow Postfix.
+
+    A deadline is for one whole reply, or for one piece of what we write (16 KiB), however many octets it comes in:
+    a server that drips an octet at a time gains nothing.
+    """
+
+    connect: float = 30.0
+    greeting: float = 300.0
+    hello: float = 300.0
+    starttls: float = 300.0  # the reply, and then the handshake
+    auth: float = 300.0
+    mail: float = 300.0
+    rcpt: float = 300.0
+    data: float = 120.0
+    block: float = 180.0
+    end_of_data: float = 600.0
+    rset: float = 20.0
+    quit: float = 5.0
+
+    def for_reply(self, command: str) -> float:
+        """The limit for the reply to ``command``."""
+        return {
+            client.GREETING: self.greeting,
+            client.EHLO: self.hello,
+            client.HELO: self.hello,
+            client.STARTTLS: self.starttls,
+            client.AUTH: self.auth,
+            client.MAIL: self.mail,
+            client.RCPT: self.rcpt,
+            client.DATA: self.data,
+            client.END_OF_DATA: self.end_of_data,
+            client.RSET: self.rset,
+        }.get(command, self.quit)
+
+
+class Refused(SmtpError):
+    """The server refused a command without which the session cannot go on; ``answer`` says which and how."""
+
+    def __init__(self, answer: Answer) -> None:
+        super().__init__(f"{answer.command} refused: {answer.reply}")
+        self.answer = answer
+        self.phase = answer.command
+        self.status = answer.reply.enhanced or f"{answer.reply.code // 100}.0.0"
+
+
+class SizeExceeded(SmtpError):
+    """The message is larger than the server's EHLO said it takes; nothing was sent."""
+
+    status = "5.3.4"
+
+
+class Session:
+    """One session.
+
+    ``hello``        our name for EHLO, octets
+    ``tls``          "none" | "opportunistic" (if offered) | "starttls" (or nothing) | "implicit" (from the first octet)
+    ``tls_context``  needed unless ``tls`` is "none"; what it verifies is the caller's policy
+    ``server_name``  name for SNI and for the certificate
+    ``credentials``  None: no AUTH
+    ``auth``         "auto" or the mechanism to use
+    ``trace``        gets each line of the dialogue, without secrets
+    ``allow_cleartext``  let a password go over a connection without TLS
+    ``check_certificate``  called with the server's certificate (DER) after the handshake, before anything is
+                     said over it; raises ``TlsError`` to refuse it (fingerprints)
+    """
+
+    def __init__(
+        self,
+        stream: Stream,
+        *,
+        hello: bytes,
+        tls: str = "none",
+        tls_context: "ssl.SSLContext | None" = None,
+        server_name: str | None = None,
+        credentials: auth.Credentials | None = None,
+        auth: str = "auto",
+        deadlines: Deadlines | None = None,
+        trace: Callable[[str], None] | None = None,
+        allow_cleartext: bool = False,
+        check_certificate: Callable[[bytes], None] | None = None,
+    ) -> None:
+        self._stream = stream
+        self._hello_name = hello
+        self._tls = tls
+        self._tls_context = tls_context
+        self._server_name = server_name
+        self._credentials = credentials
+        self._mechanism = auth
+        self._deadlines = deadlines or Deadlines()
+        self._trace = trace
+        self._allow_cleartext = allow_cleartext
+        self._check_certificate = check_certificate
+        self._connection = Connection(trace)
+        self._answers: deque[Answer] = deque()  # read, not asked for yet
+        self._fault: SmtpError | None = None  # what ended the session, due when _answers is empty
+
+    @property
+    def extensions(self) -> Extensions:
+        """What the server offered in its last EHLO."""
+        return self._connection.extensions
+
+    @property
+    def stream(self) -> Stream:
+        """The connection, for what it says of its TLS."""
+        return self._stream
+
+    @property
+    def usable(self) -> bool:
+        """Another ``send`` may follow."""
+        return (
+            self._fault is None
+            and not self._connection.awaited
+            and self._connection.state in (State.READY, State.MAIL, State.RCPT)
+        )
+
+    def open(self) -> None:
+        """From the connection to the point where a message may be sent.
+
+        Raises ``Refused``, ``NetworkError``, ``TlsError`` (``HandshakeError`` when the handshake failed),
+        ``AuthError``, ``RemoteProtocolError``; the connection is closed then.
+        """
+        try:
+            if self._tls == "implicit":
+                self._start_tls("connect")
+            self._answer_ok()
+            self._say_hello()
+            if self._tls in ("starttls", "opportunistic"):
+                self._ask_for_tls()
+            if self._credentials is not None:
+                self._authenticate(self._credentials)
+        except SmtpError as error:
+            # What has no phase yet failed between commands: while choosing how to encrypt or authenticate.
+            blame(error, client.AUTH if isinstance(error, auth.AuthError) else client.STARTTLS)
+            self.quit()
+            raise
+        except BaseException:
+            self.close()
+            raise
+
+    def send(
+        self,
+        sender: bytes,
+        recipients: Sequence[bytes],
+        content: Iterable[bytes],
+        *,
+        size: int,
+        eight_bit: bool,
+    ) -> list[Answer | SmtpError]:
+        """One transaction; one result a recipient, in order.
+
+        ``sender``, ``recipients``  paths without brackets; ``b""`` is the null reverse-path
+        ``content``    the message in any line ends, read only once a recipient was accepted; what it raises goes
+                       through, with the connection closed, so that no half message is taken for a whole one
+        ``size``       its octets with CRLF line ends, for SIZE
+        ``eight_bit``  it has octets above 127: BODY=8BITMIME is said when offered
+
+        A result is the ``Answer`` that settled the recipient - to the message, or the refusal of MAIL, RCPT or
+        DATA - or the error that ended the session before it was settled.  An ``Answer`` with
+        ``reply.ok`` is always the one to "end of data".  Raises ``LocalProtocolError`` when not ``usable``.
+        """
+        if not self.usable:
+            raise LocalProtocolError("session cannot take another message")
+        results: list[Answer | SmtpError | None] = [None] * len(recipients)
+        ended: Answer | SmtpError
+        try:
+            ended = self._transaction(sender, recipients, content, results, size, eight_bit)
+        except SmtpError as error:
+            blame(error, client.MAIL)
+            ended = error
+        except BaseException:
+            self.close()
+            raise
+        if not self.usable:
+            self.close()
+        return [ended if result is None else result for result in results]
+
+    def quit(self) -> None:
+        """Say goodbye if the session is in a state for it, and close.  Never raises."""
+        try:
+            if self._fault is None and not self._connection.awaited:
+                self._connection.quit()
+                self._answer()
+        except SmtpError:
+            pass
+        self.close()
+
+    def close(self) -> None:
+        """Close the connection without a word.  Never raises."""
+        if self._fault is None:
+            self._fault = blame(
+                NetworkError("connection is closed"), self._connection.awaited or client.QUIT
+            )
+        self._stream.close()
+
+    # From the greeting to the first MAIL
+
+    def _say_hello(self) -> None:
+        self._connection.ehlo(self._hello_name)
+        answer = self._answer()
+        if answer.reply.permanent:
+            # RFC 5321 section 3.2: a server from before ESMTP.
+            self._connection.helo(self._hello_name)
+            answer = self._answer()
+        if not answer.reply.ok:
+            raise Refused(answer)
+
+    def _ask_for_tls(self) -> None:
+        required = self._tls == "starttls"
+        if not self.extensions.starttls:
+            if required:
+                raise TlsError("TLS is required, and the server does not offer STARTTLS")
+            return
+        self._connection.starttls()
+        answer = self._answer()
+        if answer.reply.code == 421:
+            raise Refused(answer)
+        if not answer.reply.ok:
+            if required:
+                raise TlsError(f"TLS is required, and the server refused STARTTLS: {answer.reply}")
+            return
+        self._start_tls(client.STARTTLS)
+        self._connection.tls_established()
+        self._say_hello()
+
+    def _start_tls(self, phase: str) -> None:
+        if self._fault is not None:  # octets behind the reply to STARTTLS
+            raise self._fault
+        try:
+            if self._tls_context is None:
+                raise LocalProtocolError("no TLS context")
+            self._stream.start_tls(self._tls_context, self._server_name, self._deadlines.starttls)
+            if self._check_certificate is not None:
+                self._check_certificate(self._stream.peer_certificate())
+        except SmtpError as error:
+            if isinstance(error, HandshakeError):
+                error.plain_text_allowed = self._tls == "opportunistic"
+            self._fault = blame(error, phase)
+            raise
+        if self._trace is not None:
+            self._trace(f"-- {self._stream.tls}")
+
+    def _authenticate(self, credentials: auth.Credentials) -> None:
+        mechanism = auth.choose(
+            self.extensions.auth,
+            self._mechanism,
+            encrypted=self._stream.encrypted,
+            allow_cleartext=self._allow_cleartext,
+        )
+        exchange = mechanism.start(credentials)
+        response = next(exchange)
+        if (
+            response is not None
+            and len(f"AUTH {mechanism.name} \r\n") + len(auth.encode(response)) <= _COMMAND_LINE
+        ):
+            self._connection.auth(mechanism.name, response)
+            response = None
+        else:
+            self._connection.auth(mechanism.name)
+        answer = self._answer()
+        while answer.reply.code // 100 == 3:
+            if response is None:
+                response = auth.respond(exchange, auth.challenge(answer.reply))
+            self._connection.auth_response(response)
+            if response is None:
+                self._answer()
+                raise blame(
+                    RemoteProtocolError(f"more challenges than {mechanism.name} has"), client.AUTH
+                )
+            response = None
+            answer = self._answer()
+        if not answer.reply.ok:
+            raise Refused(answer)
+
+    # One transaction
+
+    def _transaction(
+        self,
+        sender: bytes,
+        recipients: Sequence[bytes],
+        content: Iterable[bytes],
+        results: list[Answer | SmtpError | None],
+        size: int,
+        eight_bit: bool,
+    ) -> Answer | SmtpError:
+        """Settle what is settled before the end in ``results``; return what settles the others."""
+        offered = self.extensions
+        connection = self._connection
+        if connection.state is not State.READY:
+            connection.rset()
+            self._answer_ok()
+        if 0 < offered.size < size:
+            return blame(
+                SizeExceeded(
+                    f"message of {size} octets is larger than the {offered.size} the server takes"
+                ),
+                client.MAIL,
+            )
+        parameters = []
+        if "SIZE" in offered:
+            parameters.append(b"SIZE=%d" % size)
+        if eight_bit and offered.eightbitmime:
+            parameters.append(b"BODY=8BITMIME")
+        commands = deque([partial(connection.mail, sender, parameters)])
+        asked = []
+        for index, recipient in enumerate(recipients):
+            try:
+                client.check_path(client.RCPT, recipient)
+            except LocalProtocolError as error:
+                results[index] = blame(error, client.RCPT)
+                continue
+            asked.append(index)
+            commands.append(partial(connection.rcpt, recipient))
+        if not asked:
+            return blame(LocalProtocolError("no recipients"), client.RCPT)
+        commands.append(partial(connection.data))
+        if offered.pipelining:
+            while commands:
+                commands.popleft()()
+
+        def ask() -> Answer:
+            if commands:
+                commands.popleft()()
+            return self._answer()
+
+        # A 421 says at whatever point that the session is over: it settles everybody not settled before.
+        mail = ask()
+        if not mail.reply.ok:
+            results[:] = [mail if result is None else result for result in results]
+            if mail.reply.code == 421 or not offered.pipelining:
+                return mail
+        accepted = 0
+        for index in asked:
+            answer = ask()
+            if answer.reply.code == 421:
+                return answer
+            if answer.reply.ok:
+                accepted += 1
+            elif results[index] is None:
+                results[index] = answer
+        if not accepted and not offered.pipelining:
+            return mail
+        data = ask()
+        if None not in results:
+            if data.reply.ok:
+                self._discard(accepted)
+            return data
+        if not data.reply.ok:
+            return data
+        for piece in connection.message(content):
+            self._write(piece, self._deadlines.block)
+            if self._fault is not None or self._answers:
+                break
+        return self._answer()
+
+    def _discard(self, accepted: int) -> None:
+        """354 although there is nobody to send to: an empty message, its reply ignored (RFC 2920 section 3.1)."""
+        if accepted:
+            # A server that took recipients after it refused MAIL might deliver the empty message.
+            self.close()
+            return
+        try:
+            for piece in self._connection.message(()):
+                self._write(piece, self._deadlines.block)
+            self._answer()
+        except SmtpError:  # all recipients are settled; the session is no longer usable
+            pass
+
+    # Octets
+
+    def _answer_ok(self) -> Answer:
+        answer = self._answer()
+        if not answer.reply.ok:
+            raise Refused(answer)
+        return answer
+
+    def _answer(self) -> Answer:
+        """Send what is to be sent, then wait for the next answer."""
+        octets = self._connection.data_to_send()
+        if octets:
+            self._write(octets, self._deadlines.for_reply(self._connection.awaited))
+        deadline = monotonic() + self._deadlines.for_reply(self._connection.awaited)
+        while not self._answers:
+            if self._fault is not None:
+                raise self._fault
+            try:
+                self._received(self._stream.read(READ_SIZE, deadline - monotonic()))
+            except SmtpError as error:
+                self._fault = blame(error, self._connection.awaited)
+        return self._answers.popleft()
+
+    def _write(self, octets: bytes, limit: float) -> None:
+        """Write, reading what arrives; what goes wrong is kept until the answers read before it are used up."""
+        try:
+            for start in range(0, len(octets), _PIECE):
+                if self._fault is not None or self._connection.state is State.CLOSED:
+                    return
+                self._stream.exchange(octets[start : start + _PIECE], limit, self._received)
+        except (NetworkError, TlsError) as error:
+            self._fault = blame(error, self._connection.awaited)
+            # A server that closes early has usually said why: "552 too big", "421 shutting down".
+            try:
+                while self._received(self._stream.read(READ_SIZE, 0)):
+                    pass
+            except (NetworkError, TlsError):
+                pass
+
+    def _received(self, octets: bytes) -> bool:
+        """Take what the server sent, ``b""`` at its end; True while there is reason to go on writing."""
+        phase = self._connection.awaited
+        if not octets:
+            if self._fault is None:
+                self._fault = blame(NetworkError("lost connection: closed by the server"), phase)
+            return False
+        self._connection.receive_data(octets)
+        try:
+            while (answer := self._connection.next_event()) is not None:
+                self._answers.append(answer)
+                phase = self._connection.awaited or phase
+        except RemoteProtocolError as error:
+            if self._fault is None:
+                self._fault = blame(error, phase)
+            return False
+        return self._connection.state is not State.CLOSED

@@ -1,0 +1,311 @@
+"""One connection to a server: octets in both directions, with deadlines, plain or TLS.
+
+This is the only module of the room that does I/O, and the one place where an OSError or an ssl error becomes a
+``NetworkError`` or a ``TlsError`` with words a person understands.  It never resolves names and never chooses what to
+trust: the address and the TLS context come from the caller.
+
+The socket does not block; ``poll`` waits.  ``exchange`` reads while it writes: a server that stops reading until its
+replies are taken, as a flight of 1,000 recipients provokes, would otherwise wait for us as we wait for it
+(RFC 2920 section 3.1 leaves avoiding this to the client).
+
+``ssl`` is imported when TLS begins: plain delivery does not pay for it.
+"""
+
+import errno
+import os
+import select
+import socket
+from collections.abc import Callable
+from math import ceil
+from time import monotonic
+from typing import TYPE_CHECKING
+
+from minisend.errors import LocalProtocolError, NetworkError, SmtpError, TlsError
+
+if TYPE_CHECKING:
+    import ssl
+
+READ_SIZE = 64 * 1024
+
+#: One TLS record, and the step by which a write makes progress.
+_WRITE_SIZE = 16 * 1024
+
+# Faults of this machine, which say nothing about the server.  Not EHOSTUNREACH: a router far away says that too.
+_LOCAL = frozenset(
+    (
+        errno.ENETUNREACH,
+        errno.ENETDOWN,
+        errno.EACCES,
+        errno.EPERM,
+        errno.EADDRNOTAVAIL,
+        errno.EAFNOSUPPORT,
+        errno.EMFILE,
+        errno.ENFILE,
+        errno.ENOBUFS,
+        errno.ENOMEM,
+    )
+)
+
+# X509_V_ERR_* of OpenSSL's x509_vfy.h, as SSLCertVerificationError.verify_code has them.
+_NOT_YET_VALID = 9
+_EXPIRED = 10
+_SELF_SIGNED = (18, 19)
+_UNKNOWN_CA = (2, 20, 21)
+_WRONG_NAME = (62, 64)
+
+
+def blame(error: SmtpError, phase: str) -> SmtpError:
+    """Say in ``error.phase`` where it happened, unless that is known already."""
+    vars(error).setdefault("phase", phase)
+    return error
+
+
+class HandshakeError(TlsError):
+    """The TLS handshake failed; the connection is lost with it.
+
+    ``plain_text_allowed``  the level of TLS asked for was "opportunistic": a new connection may do without
+    """
+
+    plain_text_allowed = False
+
+
+class Stream:
+    """A connected stream socket.  ``name`` says in errors who is at the other end."""
+
+    def __init__(self, connected: socket.socket, name: str = "server") -> None:
+        connected.setblocking(False)
+        self._socket = connected
+        self._name = name
+        self._encrypted = False
+
+    @property
+    def encrypted(self) -> bool:
+        """TLS is in use."""
+        return self._encrypted
+
+    @property
+    def tls(self) -> str:
+        """Protocol version and cipher such as "TLSv1.3 TLS_AES_256_GCM_SHA384", "" without TLS."""
+        if not self._encrypted:
+            return ""
+        connection = self._tls_socket()
+        cipher = connection.cipher()
+        return f"{connection.version()} {cipher[0] if cipher else 'no cipher'}"
+
+    def peer_certificate(self) -> bytes:
+        """The server's certificate in DER, whether it was verified or not; ``b""`` without TLS."""
+        return (self._tls_socket().getpeercert(binary_form=True) or b"") if self._encrypted else b""
+
+    def read(self, limit: int, timeout: float) -> bytes:
+        """At least one and at most ``limit`` octets, ``b""`` at end of file; waits up to ``timeout`` seconds.
+
+        0 takes only what is there; less than 0 is a deadline that has passed, so that a server which always has one
+        more octet does not outlive it.
+        """
+        if timeout < 0:
+            raise NetworkError("timed out")
+        deadline = monotonic() + timeout
+        while True:
+            octets, blocked_on = self._receive(limit)
+            if octets is not None:
+                return octets
+            self._wait(blocked_on, deadline)
+
+    def write(self, octets: bytes, timeout: float) -> None:
+        """Write all of ``octets`` and read nothing."""
+        deadline = monotonic() + timeout
+        with memoryview(octets) as view:
+            done = 0
+            while done < len(view):
+                count, blocked_on = self._send(view[done : done + _WRITE_SIZE])
+                done += count
+                if blocked_on:
+                    self._wait(blocked_on, deadline)
+
+    def exchange(self, octets: bytes, timeout: float, received: Callable[[bytes], bool]) -> None:
+        """Write all of ``octets``; what arrives meanwhile, ``b""`` at end of file, goes to ``received``.
+
+        Stops writing when ``received`` returns False.  What arrives is looked at before each piece is written, and
+        not any more after the last.
+        """
+        deadline = monotonic() + timeout
+        with memoryview(octets) as view:
+            done = 0
+            while done < len(view):
+                arrived, _ = self._receive(READ_SIZE)
+                if arrived is not None:
+                    if not received(arrived):
+                        return
+                    continue
+                count, blocked_on = self._send(view[done : done + _WRITE_SIZE])
+                done += count
+                if blocked_on:
+                    self._wait(blocked_on | select.POLLIN, deadline)
+
+    def start_tls(self, context: "ssl.SSLContext", server_name: str | None, timeout: float) -> None:
+        """The handshake.  ``server_name`` goes into SNI and is what the certificate is checked against.
+
+        Raises ``HandshakeError``, which says what is wrong with a certificate that does not hold.
+        """
+        import ssl
+
+        deadline = monotonic() + timeout
+        who = server_name or self._name
+        try:
+            connection = context.wrap_socket(
+                self._socket, server_hostname=server_name, do_handshake_on_connect=False
+            )
+            self._socket = connection
+            while True:
+                try:
+                    connection.do_handshake()
+                    break
+                except ssl.SSLWantReadError:
+                    self._wait(select.POLLIN, deadline)
+                except ssl.SSLWantWriteError:
+                    self._wait(select.POLLOUT, deadline)
+        except ssl.SSLCertVerificationError as error:
+            raise HandshakeError(_certificate_fault(error, who)) from error
+        except ssl.SSLEOFError as error:
+            raise HandshakeError(
+                f"TLS handshake with {who}: server closed the connection"
+            ) from error
+        except ssl.SSLError as error:
+            raise HandshakeError(f"TLS handshake with {who}: {_ssl_reason(error)}") from error
+        except NetworkError as error:
+            raise HandshakeError(f"TLS handshake with {who}: {error}") from error
+        except OSError as error:
+            raise HandshakeError(f"TLS handshake with {who}: {_reason(error)}") from error
+        except ValueError as error:  # no name to check, or one that cannot be a host name
+            raise HandshakeError(f"TLS handshake with {who}: {error}") from error
+        self._encrypted = True
+
+    def close(self) -> None:
+        """Close the connection, with close_notify when it has TLS but without waiting for the server's; never raises."""
+        try:
+            if self._encrypted:
+                self._tls_socket().unwrap()
+        except (OSError, ValueError):  # would block, lost, or closed before
+            pass
+        try:
+            self._socket.close()
+        except OSError:  # the descriptor is gone all the same
+            pass
+
+    def _tls_socket(self) -> "ssl.SSLSocket":
+        import ssl
+
+        if not isinstance(self._socket, ssl.SSLSocket):
+            raise LocalProtocolError("no TLS on this connection")
+        return self._socket
+
+    def _receive(self, limit: int) -> tuple[bytes | None, int]:
+        """What is there to be read, or None and the poll events to wait for."""
+        try:
+            return self._socket.recv(limit), 0
+        except OSError as error:
+            return None, self._blocked_on(error, select.POLLIN)
+
+    def _send(self, octets: memoryview) -> tuple[int, int]:
+        """The count written, and the poll events to wait for before more can be."""
+        try:
+            return self._socket.send(octets), 0
+        except OSError as error:
+            return 0, self._blocked_on(error, select.POLLOUT)
+
+    def _blocked_on(self, error: OSError, events: int) -> int:
+        """The events after which to try again; raises the error's translation when there are none."""
+        if isinstance(error, BlockingIOError):
+            return events
+        if self._encrypted:
+            import ssl
+
+            if isinstance(error, ssl.SSLWantReadError):
+                return select.POLLIN
+            if isinstance(error, ssl.SSLWantWriteError):
+                return select.POLLOUT
+            if isinstance(error, ssl.SSLError) and not isinstance(
+                error, (ssl.SSLEOFError, ssl.SSLZeroReturnError)
+            ):
+                # With TLS 1.3 a server refuses our certificate only here, after the handshake.
+                raise TlsError(f"TLS with {self._name}: {_ssl_reason(error)}") from error
+        raise NetworkError(
+            f"lost connection: {_reason(error)}", local=error.errno in _LOCAL
+        ) from error
+
+    def _wait(self, events: int, deadline: float) -> None:
+        poll = select.poll()
+        poll.register(self._socket, events)
+        if not poll.poll(ceil(max(0.0, deadline - monotonic()) * 1000)):
+            raise NetworkError("timed out")
+
+
+def connect(address: str, port: int, timeout: float) -> Stream:
+    """Connect to one address: IPv4, IPv6 (no brackets, a scope allowed) or, beginning with "/", a unix socket's path.
+
+    Names are not resolved.  Raises ``NetworkError`` with status 4.4.1 and phase "connect".
+    """
+    deadline = monotonic() + timeout
+    name = address if address.startswith("/") else f"[{address}]:{port}"
+    family = socket.AF_UNIX
+    target: object = address
+    if not address.startswith("/"):
+        try:
+            family, _, _, _, target = socket.getaddrinfo(
+                address,
+                port,
+                type=socket.SOCK_STREAM,
+                flags=socket.AI_NUMERICHOST | socket.AI_NUMERICSERV,
+            )[0]
+        except (OSError, ValueError) as error:
+            raise blame(LocalProtocolError(f"not an IP address: {address!r}"), "connect") from error
+    connecting: socket.socket | None = None
+    try:
+        connecting = socket.socket(family, socket.SOCK_STREAM)
+        if family != socket.AF_UNIX:
+            # Every write is a whole command, flight or piece: Nagle's algorithm could only delay it.
+            connecting.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        stream = Stream(connecting, name)
+        code = connecting.connect_ex(target)  # type: ignore[arg-type]  # getaddrinfo's own form, or a path
+        if code == errno.EINPROGRESS:
+            stream._wait(select.POLLOUT, deadline)
+            code = connecting.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        if code:
+            raise OSError(code, os.strerror(code))
+    except BaseException as error:
+        if connecting is not None:
+            connecting.close()
+        if isinstance(error, NetworkError):
+            fault = NetworkError(f"connect to {name}: timed out", "4.4.1")
+        elif isinstance(error, OSError):
+            fault = NetworkError(
+                f"connect to {name}: {_reason(error)}", "4.4.1", local=error.errno in _LOCAL
+            )
+        else:
+            raise
+        raise blame(fault, "connect") from error
+    return stream
+
+
+def _reason(error: OSError) -> str:
+    return error.strerror or type(error).__name__
+
+
+def _ssl_reason(error: "ssl.SSLError") -> str:
+    """OpenSSL's reason without its source file and line: "wrong version number"."""
+    return (error.reason or error.strerror or type(error).__name__).replace("_", " ").lower()
+
+
+def _certificate_fault(error: "ssl.SSLCertVerificationError", who: str) -> str:
+    code = error.verify_code
+    if code == _EXPIRED:
+        return f"certificate of {who} has expired"
+    if code == _NOT_YET_VALID:
+        return f"certificate of {who} is not valid yet"
+    if code in _SELF_SIGNED:
+        return f"certificate of {who} is self-signed or from a CA that is not trusted here"
+    if code in _UNKNOWN_CA:
+        return f"certificate of {who} is from an unknown CA"
+    if code in _WRONG_NAME:
+        return f"certificate is not for {who}, the name expected"
+    return f"certificate of {who} does not hold: {error.verify_message}"

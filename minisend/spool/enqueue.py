@@ -1,0 +1,207 @@
+"""The only writer of new messages: octets to ``queue/tmp``, made durable, moved to ``queue/new``.
+
+No policy in it: who may submit what, and where the queue is, has been decided before.  A message is read once and
+never held whole.  What a crash leaves in ``tmp`` is no message; the store removes it.
+"""
+
+from binascii import crc32
+
+from minisend.envelope import Envelope
+from minisend.errors import MessageTooBig, SpoolError
+from minisend.spool import disk
+from minisend.spool.record import (
+    BARE_CR,
+    EIGHT_BIT,
+    HAS_NUL,
+    LONG_LINE,
+    SIZE_OFFSET,
+    Trailer,
+    format_head,
+    format_size,
+    format_trailer,
+    head_crc,
+)
+
+try:
+    # The module behind hashlib, which on its own would cost a submission 3 ms.
+    from _blake2 import blake2b
+except ImportError:  # not every build of Python has it under this name
+    from hashlib import blake2b
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+# Up to here a message is written in one call, with its size known.
+_GATHER = 128 * 1024
+# Counting the lines of a larger message would take longer than writing it to the disk.
+_COUNTED = 1024 * 1024
+# How much is written before the disk is told to begin with it, so that the fsync at the end has little left to wait for.
+_WRITEBACK = 2 * 1024 * 1024
+# RFC 5322 section 2.1.1: a line has at most 998 octets before its line end.
+_LONGEST_LINE = 998
+
+
+def new_queue_id(seed: bytes) -> str:
+    """A queue id made from ``seed``: 16 hexadecimal digits, the same for the same seed.
+
+    Hashed, so that who knows a queue id cannot make a seed that leads to it.
+    """
+    return blake2b(seed, digest_size=8).hexdigest()
+
+
+class Counter:
+    """Counts what the trailer says of a message while it passes by in pieces of any size."""
+
+    __slots__ = ("_column", "_crc", "_flags", "_last_cr", "lines", "octets")
+
+    def __init__(self) -> None:
+        self._crc = 0
+        self._column = 0  # octets since the last line end, when no long line was seen yet
+        self._last_cr = False
+        self._flags: set[str] = set()
+        self.octets = 0
+        self.lines = 0
+
+    def add(self, octets: bytes) -> None:
+        """The next piece, not empty."""
+        flags = self._flags
+        self._crc = crc32(octets, self._crc)
+        self.octets += len(octets)
+        if self.octets > _COUNTED:
+            self.lines = -1
+        else:
+            self.lines += octets.count(b"\n")
+        if EIGHT_BIT not in flags and not octets.isascii():
+            flags.add(EIGHT_BIT)
+        if HAS_NUL not in flags and b"\0" in octets:
+            flags.add(HAS_NUL)
+        if BARE_CR not in flags and (self._last_cr or b"\r" in octets):
+            # A CR at the end of a piece is judged with the next one.
+            inside = octets.count(b"\r") - octets.endswith(b"\r")
+            if inside != octets.count(b"\r\n") or (self._last_cr and octets[:1] != b"\n"):
+                flags.add(BARE_CR)
+        after_cr = self._last_cr
+        self._last_cr = octets.endswith(b"\r")
+        if LONG_LINE not in flags:
+            self._measure(octets, after_cr)
+
+    def _measure(self, octets: bytes, after_cr: bool) -> None:
+        # Leaps to the last line end that a line of full length could reach: most lines are never looked at.
+        start = -self._column
+        while len(octets) - start > _LONGEST_LINE + 1:
+            end = octets.rfind(b"\n", max(start, 0), start + _LONGEST_LINE + 1)
+            if end < 0:
+                end = start + _LONGEST_LINE + 1
+                # One octet too many is none when it is the CR of a line end, perhaps the last octet of the piece before.
+                is_cr = octets[end - 1 : end] == b"\r" if end else after_cr
+                if not is_cr or octets[end : end + 1] != b"\n":
+                    self._flags.add(LONG_LINE)
+                    return
+            start = end + 1
+        end = octets.rfind(b"\n", max(start, 0))
+        self._column = len(octets) - (end + 1 if end >= 0 else start)
+
+    def trailer(self, crc: int) -> Trailer:
+        """The trailer of what has passed, under an envelope with this checksum."""
+        if self._last_cr:
+            self._flags.add(BARE_CR)
+        if self._column - self._last_cr > _LONGEST_LINE:
+            self._flags.add(LONG_LINE)
+        return Trailer(
+            self.octets, self.lines, f"{self._crc:08x}", "".join(sorted(self._flags)), crc
+        )
+
+
+def enqueue(queue: int, envelope: Envelope, message: "Iterable[bytes]", limit: int) -> None:
+    """Make a message durable as ``new/<queue id>`` in the directory ``queue`` (a descriptor).
+
+    ``message``  octets as they came, in pieces; read once
+    ``limit``    the largest message taken, in octets; 0 for any
+
+    When this returns, the message survives a power cut.  When it raises, nothing of it stays visible: MessageTooBig,
+    SpoolError (the disk), or whatever reading ``message`` raised.
+    """
+    name = envelope.queue_id
+    tmp = _open("tmp", queue)
+    try:
+        fd = _create(name, tmp)
+        try:
+            _write(fd, envelope, message, limit)
+            _publish(name, tmp, queue)
+        except BaseException as exc:
+            try:
+                disk.unlink(name, tmp)
+            except OSError:
+                pass  # renamed already, or a disk that refuses even this: the store clears tmp
+            if isinstance(exc, OSError):
+                raise SpoolError(f"queue: {exc.strerror}") from exc
+            raise
+        finally:
+            disk.close(fd)
+    finally:
+        disk.close(tmp)
+
+
+def _open(state: str, queue: int) -> int:
+    try:
+        return disk.open_directory(state, queue)
+    except OSError as exc:
+        raise SpoolError(f"queue/{state}: {exc.strerror}") from exc
+
+
+def _create(name: str, tmp: int) -> int:
+    try:
+        return disk.create(name, tmp)
+    except OSError as exc:
+        raise SpoolError(f"queue/tmp/{name}: {exc.strerror}") from exc
+
+
+def _publish(name: str, tmp: int, queue: int) -> None:
+    new = _open("new", queue)
+    try:
+        if disk.exists(name, new):
+            # A rename would replace it.
+            raise SpoolError(f"queue/new/{name}: exists already")
+        disk.rename(name, tmp, name, new)
+        try:
+            disk.fsync(new)
+        except BaseException:
+            # The caller will be told to try again: it must not go out once more.
+            disk.unlink(name, new)
+            raise
+    finally:
+        disk.close(new)
+
+
+def _write(fd: int, envelope: Envelope, message: "Iterable[bytes]", limit: int) -> None:
+    counter = Counter()
+    gathered: list[bytes] = []
+    waiting = written = begun = 0
+    for piece in message:
+        if not piece:
+            continue
+        counter.add(piece)
+        if limit and counter.octets > limit:
+            raise MessageTooBig(f"message larger than max_message_size ({limit} octets)")
+        gathered.append(piece)
+        waiting += len(piece)
+        if waiting >= _GATHER:
+            if not written:
+                gathered.insert(0, format_head(envelope, 0))
+            octets = b"".join(gathered)
+            disk.write(fd, octets)
+            written += len(octets)
+            gathered = []
+            waiting = 0
+            if written - begun >= _WRITEBACK:
+                disk.begin_writing(fd)
+                begun = written
+    head = format_head(envelope, counter.octets)
+    if written:
+        disk.write_at(fd, format_size(counter.octets), SIZE_OFFSET)
+    else:
+        gathered.insert(0, head)
+    gathered.append(format_trailer(counter.trailer(head_crc(head))))
+    disk.write(fd, b"".join(gathered))
+    disk.fsync(fd)

@@ -1,0 +1,50 @@
+"""Where a queue lies and whose it is: ``<spool>/queue/{tmp,new,cur,hold,failed}``.
+
+A caller may write only into a queue directory that it owns itself (DESIGN: "own queue"); root is no exception, since
+writing inside a directory that another account controls lets that account redirect the write.
+"""
+
+import posix
+
+from minisend.errors import SpoolError
+from minisend.spool import disk
+
+# tmp comes last: where it exists, all of them do, also after a crash in the middle of making them.
+STATES = ("new", "cur", "hold", "failed", "tmp")
+
+
+def open_queue(spool: str, *, create: bool) -> int:
+    """A descriptor of ``<spool>/queue``, which belongs to the effective user.
+
+    ``create``  make spool and queue when they are missing
+    Raises SpoolError, in words that name the directory and its owner when it is somebody else's.
+    """
+    path = spool + "/queue"
+    try:
+        try:
+            fd = disk.open_directory(path)
+        except FileNotFoundError:
+            if not create:
+                raise
+            disk.make_directory(spool)
+            _check_owner(spool, posix.stat(spool).st_uid)
+            disk.make_directory(path)
+            fd = disk.open_directory(path)
+        try:
+            _check_owner(path, posix.fstat(fd).st_uid)
+            if create and not disk.exists("tmp", fd):
+                # Whoever made the queue, in another process at this moment perhaps, may not have come to its fsync yet.
+                disk.make_directory(path)
+                for state in STATES:
+                    disk.make_directory(f"{path}/{state}")
+        except BaseException:
+            disk.close(fd)
+            raise
+    except OSError as exc:
+        raise SpoolError(f"{path}: {exc.strerror}") from exc
+    return fd
+
+
+def _check_owner(path: str, owner: int) -> None:
+    if owner != posix.geteuid():
+        raise SpoolError(f"{path}: belongs to uid {owner}, not to uid {posix.geteuid()}")

@@ -1,0 +1,400 @@
+"""The octets of a queue file: envelope, message, trailer, appended lines.  Pure: no file is touched here.
+
+    minisend-queue 1            format and version
+    size 000000000001234        octets of the message; fixed width, so that it can be filled in last
+    key value ...               the envelope and the facts of the submission, one a line
+                                (empty line)
+    message                     as it came, exactly ``size`` octets
+    trailer                     appended line ``end``: octets, LF count, digest (CRC-32), flags, checksum of the envelope
+    facts, outcome lines        appended lines, see below
+
+Values are octets with control characters and the backslash as ``\\xHH``, so a value never holds a line end.
+An appended line is LF, the text, a space, eight hexadecimal digits of the text's CRC-32, LF.  The leading LF ends
+whatever a crash left half written before it; a torn last line has no valid checksum and counts for nothing.
+Recipients stand in outcome lines by their index or range, so that 1,000 of them over 40 attempts stay small.
+
+The manual of the format is minisend-spool(5).
+"""
+
+import binascii
+
+from minisend.envelope import Envelope, Facts, Outcome, Recipient
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+VERSION = 1
+MAGIC = b"minisend-queue "
+_SIZE_DIGITS = 15
+SIZE_OFFSET = len(MAGIC) + 2 + len(b"size ")
+# A message cannot have more recipients than fit: an envelope this large is no envelope of ours.
+HEAD_LIMIT = 64 * 1024 * 1024
+
+# Trailer flags
+EIGHT_BIT = "8"
+LONG_LINE = "L"
+HAS_NUL = "0"
+BARE_CR = "R"
+
+# What one text field may take in an outcome line, escapes included; six of them, the fixed fields and a range
+# stay below OUTCOME_ROOM, which is reserved for each recipient before an attempt.
+_TEXT_LIMIT = 400
+OUTCOME_ROOM = 2600
+
+_SAFE = bytes(c for c in range(0x20, 0x100) if c not in (0x5C, 0x7F))
+
+
+class BrokenRecord(Exception):
+    """The octets are no record: damaged, cut short, or not written by us.  The text says what is wrong."""
+
+
+class UnknownVersion(Exception):
+    """A record of another format version: to be left alone."""
+
+
+class Trailer:
+    """What the writer counted: ``octets``, ``lines`` (LF octets; -1 in a large message), ``digest`` (hexadecimal), ``flags``, ``head_crc``."""
+
+    __slots__ = ("digest", "flags", "head_crc", "lines", "octets")
+
+    def __init__(self, octets: int, lines: int, digest: str, flags: str, head_crc: int) -> None:
+        self.octets = octets
+        self.lines = lines
+        self.digest = digest
+        self.flags = flags
+        self.head_crc = head_crc
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Trailer) and all(
+            getattr(self, name) == getattr(other, name) for name in self.__slots__
+        )
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __repr__(self) -> str:
+        return f"Trailer({self.octets}, {self.lines}, {self.digest!r}, {self.flags!r}, {self.head_crc:#x})"
+
+
+class Tail:
+    """What stands after the message.
+
+    ``length``    octets that are good, from the end of the message
+    ``torn``      a half-written line follows them
+    ``outcomes``  (attempt number, Outcome) in the order written
+    """
+
+    __slots__ = ("facts", "length", "outcomes", "torn", "trailer")
+
+    def __init__(
+        self,
+        trailer: Trailer,
+        facts: Facts | None,
+        outcomes: "list[tuple[int, Outcome]]",
+        length: int,
+        torn: bool,
+    ) -> None:
+        self.trailer = trailer
+        self.facts = facts
+        self.outcomes = outcomes
+        self.length = length
+        self.torn = torn
+
+
+def escape(value: bytes) -> bytes:
+    r"""``value`` with control characters and the backslash as ``\xHH``."""
+    if not value.translate(None, _SAFE):
+        return value
+    return b"".join(b"%c" % c if c in _SAFE else b"\\x%02x" % c for c in value)
+
+
+def unescape(value: bytes) -> bytes:
+    """The inverse of ``escape``; BrokenRecord on anything that ``escape`` does not write."""
+    if b"\\" not in value:
+        return value
+    first, *rest = value.split(b"\\")
+    parts = [first]
+    for part in rest:
+        if part[:1] != b"x" or len(part) < 3:
+            raise BrokenRecord("a value has a broken escape")
+        try:
+            parts.append(bytes((int(part[1:3], 16),)))
+        except ValueError:
+            raise BrokenRecord("a value has a broken escape") from None
+        parts.append(part[3:])
+    return b"".join(parts)
+
+
+def _text(value: str) -> bytes:
+    return escape(value.encode("utf-8", "surrogateescape"))
+
+
+def _short(value: str) -> bytes:
+    """``_text``, cut to _TEXT_LIMIT octets, never inside an escape."""
+    octets = _text(value)
+    if len(octets) > _TEXT_LIMIT:
+        octets = octets[:_TEXT_LIMIT]
+        if b"\\" in octets[-3:]:
+            octets = octets[: octets.rindex(b"\\")]
+        octets = octets.decode("utf-8", "ignore").encode("utf-8")
+    return octets
+
+
+def _from_text(value: bytes) -> str:
+    return unescape(value).decode("utf-8", "surrogateescape")
+
+
+def format_size(size: int) -> bytes:
+    """The fixed-width form that stands at ``SIZE_OFFSET``."""
+    return b"%0*d" % (_SIZE_DIGITS, size)
+
+
+def format_head(envelope: Envelope, size: int) -> bytes:
+    """Everything before the message."""
+    lines = [
+        MAGIC + b"%d" % VERSION,
+        b"size " + format_size(size),
+        b"id " + envelope.queue_id.encode("ascii"),
+        b"arrived %.6f" % envelope.arrived,
+        b"zone %d" % envelope.zone,
+        b"uid %d" % envelope.uid,
+        b"login " + escape(envelope.login),
+        b"name " + escape(envelope.full_name),
+    ]
+    if envelope.sender_given:
+        lines.append(b"sender-given")
+    if envelope.from_headers:
+        lines.append(b"from-headers")
+    if envelope.body:
+        lines.append(b"body " + _text(envelope.body))
+    if envelope.ret:
+        lines.append(b"ret " + _text(envelope.ret))
+    if envelope.envid:
+        lines.append(b"envid " + _text(envelope.envid))
+    lines.append(b"sender " + escape(envelope.sender))
+    for recipient in envelope.recipients:
+        lines.append(b"to " + escape(recipient.address))
+        if recipient.original:
+            lines.append(b"original " + escape(recipient.original))
+        if recipient.notify:
+            lines.append(b"notify " + _text(recipient.notify))
+    lines.append(b"\n")
+    return b"\n".join(lines)
+
+
+def head_length(octets: bytes) -> int:
+    """Length of the head at the start of ``octets``, 0 when its end is not among them yet.
+
+    Raises BrokenRecord when this cannot be a queue file, UnknownVersion when it is one of another version.
+    """
+    if not octets.startswith(MAGIC):
+        raise BrokenRecord("it does not begin like a queue file")
+    first = octets[: len(MAGIC) + 20].partition(b"\n")
+    if first[1] and first[0] != MAGIC + b"%d" % VERSION:
+        raise UnknownVersion(first[0][len(MAGIC) :].decode("ascii", "backslashreplace"))
+    end = octets.find(b"\n\n")
+    return end + 2 if end >= 0 else 0
+
+
+def parse_head(head: bytes) -> tuple[Envelope, int]:
+    """The envelope and the size of the message.  Raises BrokenRecord."""
+    single: dict[bytes, bytes] = {}
+    recipients: list[Recipient] = []
+    try:
+        for line in head[:-2].split(b"\n")[1:]:
+            key, _, value = line.partition(b" ")
+            if key == b"to":
+                recipients.append(Recipient(unescape(value)))
+            elif key == b"original":
+                recipients[-1].original = unescape(value)
+            elif key == b"notify":
+                recipients[-1].notify = _from_text(value)
+            elif key in single:
+                raise BrokenRecord("a line stands twice in its envelope")
+            else:
+                single[key] = value
+        envelope = Envelope(
+            single.pop(b"id").decode("ascii"),
+            unescape(single.pop(b"sender")),
+            recipients,
+            arrived=float(single.pop(b"arrived")),
+            zone=int(single.pop(b"zone")),
+            uid=int(single.pop(b"uid")),
+            login=unescape(single.pop(b"login")),
+            full_name=unescape(single.pop(b"name")),
+            sender_given=single.pop(b"sender-given", None) is not None,
+            from_headers=single.pop(b"from-headers", None) is not None,
+            body=_from_text(single.pop(b"body", b"")),
+            ret=_from_text(single.pop(b"ret", b"")),
+            envid=_from_text(single.pop(b"envid", b"")),
+        )
+        size = int(single.pop(b"size"))
+    except (KeyError, IndexError, ValueError) as exc:
+        raise BrokenRecord("its envelope is incomplete") from exc
+    if single or not recipients or size < 0:
+        raise BrokenRecord("its envelope is not one of ours")
+    return envelope, size
+
+
+def format_line(text: bytes) -> bytes:
+    """An appended line: LF, ``text``, its checksum, LF.  ``text`` holds no LF."""
+    return b"\n%b %08x\n" % (text, binascii.crc32(text))
+
+
+def format_trailer(trailer: Trailer) -> bytes:
+    """The appended line that closes the message."""
+    return format_line(
+        b"end\t%d\t%d\t%b\t%b\t%08x"
+        % (
+            trailer.octets,
+            trailer.lines,
+            trailer.digest.encode("ascii"),
+            trailer.flags.encode("ascii"),
+            trailer.head_crc,
+        )
+    )
+
+
+def format_facts(facts: Facts) -> bytes:
+    """The appended line of the first attempt."""
+    return format_line(
+        b"facts\t"
+        + b"\t".join(
+            escape(value)
+            for value in (facts.hostname, facts.mail_domain, facts.from_field, facts.message_id)
+        )
+    )
+
+
+def format_outcomes(attempt: int, outcomes: "Iterable[Outcome]") -> bytes:
+    """Appended lines for the outcomes of one attempt, recipients with the same outcome in one line."""
+    groups: dict[bytes, list[int]] = {}
+    for outcome in outcomes:
+        rest = b"%.3f\t%b" % (
+            outcome.at,
+            b"\t".join(
+                _short(value)
+                for value in (
+                    outcome.action,
+                    outcome.status,
+                    outcome.remote_mta,
+                    outcome.command,
+                    outcome.diagnostic,
+                    outcome.reason,
+                )
+            ),
+        )
+        groups.setdefault(rest, []).append(outcome.recipient)
+    return b"".join(
+        format_line(b"outcome\t%d\t%b\t%b" % (attempt, format_ranges(who), rest))
+        for rest, who in groups.items()
+    )
+
+
+def format_ranges(numbers: "Iterable[int]") -> bytes:
+    """Recipient indexes as ``0-3,7``."""
+    parts: list[bytes] = []
+    first = last = -1
+    for number in [*sorted(numbers), -1]:
+        if first >= 0 and number == last + 1:
+            last = number
+            continue
+        if first >= 0:
+            parts.append(b"%d-%d" % (first, last) if last > first else b"%d" % first)
+        first = last = number
+    return b",".join(parts)
+
+
+def parse_ranges(text: bytes, count: int) -> list[int]:
+    """The inverse of ``format_ranges``; BrokenRecord when an index is not below ``count``."""
+    numbers: list[int] = []
+    for part in text.split(b","):
+        first, _, last = part.partition(b"-")
+        low = int(first)
+        high = int(last) if last else low
+        if not 0 <= low <= high < count:
+            raise BrokenRecord("an outcome names a recipient that is not there")
+        numbers.extend(range(low, high + 1))
+    return numbers
+
+
+def _valid(line: bytes) -> bool:
+    text, _, crc = line.rpartition(b" ")
+    return len(crc) == 8 and b"%08x" % binascii.crc32(text) == crc
+
+
+def parse_tail(octets: bytes, envelope: Envelope) -> Tail:
+    """What stands after the message.
+
+    A torn last line is told apart from damage: after a torn line there is nothing good.  Raises BrokenRecord.
+    """
+    trailer: Trailer | None = None
+    facts: Facts | None = None
+    outcomes: list[tuple[int, Outcome]] = []
+    position = 0
+    while octets[position : position + 1] == b"\n":
+        end = octets.find(b"\n", position + 1)
+        line = octets[position + 1 : end]
+        if end < 0 or not _valid(line):
+            break
+        fields = line[:-9].split(b"\t")
+        try:
+            if trailer is None:
+                trailer = _parse_trailer(fields)
+            elif fields[0] == b"facts":
+                _, hostname, mail_domain, from_field, message_id = map(unescape, fields)
+                facts = Facts(hostname, mail_domain, from_field, message_id)
+            elif fields[0] == b"outcome":
+                outcomes += _parse_outcomes(fields, len(envelope.recipients))
+            else:
+                raise BrokenRecord("it has a line of an unknown kind")
+        except ValueError as exc:
+            raise BrokenRecord("a line after the message makes no sense") from exc
+        position = end + 1
+    if trailer is None:
+        raise BrokenRecord("its message has no end mark")
+    rest = octets[position:]
+    bad = 0
+    for line in rest.split(b"\n")[:-1]:
+        if _valid(line):
+            # No line holds a NUL.  Where one stands, a page that was reserved for a line never reached the disk, so
+            # the fsync after it never returned, and nothing acted on what stands behind it.
+            if b"\0" not in rest[:bad]:
+                raise BrokenRecord("a line after the message is damaged")
+            break
+        bad += len(line) + 1
+    return Tail(trailer, facts, outcomes, position, bool(rest))
+
+
+def _parse_trailer(fields: list[bytes]) -> Trailer:
+    kind, octets, lines, digest, flags, head_crc = fields
+    if kind != b"end":
+        raise BrokenRecord("its message has no end mark")
+    return Trailer(
+        int(octets), int(lines), digest.decode("ascii"), flags.decode("ascii"), int(head_crc, 16)
+    )
+
+
+def _parse_outcomes(fields: list[bytes], count: int) -> list[tuple[int, Outcome]]:
+    _, attempt, who, at, action, status, mta, command, diagnostic, reason = fields
+    return [
+        (
+            int(attempt),
+            Outcome(
+                index,
+                _from_text(action),
+                _from_text(status),
+                _from_text(reason),
+                remote_mta=_from_text(mta),
+                diagnostic=_from_text(diagnostic),
+                command=_from_text(command),
+                at=float(at),
+            ),
+        )
+        for index in parse_ranges(who, count)
+    ]
+
+
+def head_crc(head: bytes) -> int:
+    """The checksum of the envelope that stands in the trailer."""
+    return binascii.crc32(head)

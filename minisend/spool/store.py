@@ -1,0 +1,499 @@
+"""The queue as those see it who deliver, list and manage: scan, claim, read, record, defer, set aside, remove.
+
+The only remover of messages.  States are directories (minisend-spool(5)):
+
+    tmp      being received; removed by ``sweep`` once old
+    new      accepted, never attempted: due at once
+    cur      attempted: named ``<next attempt>.<queue id>``, so a listing finds what is due and opens nothing
+    hold     held
+    failed   could not be delivered and nobody could be told, or the file is broken
+
+Two rules: an outcome is recorded before anything acts on it, and what is read was read under the lock.
+"""
+
+import errno
+import posix
+import time
+from binascii import crc32
+
+from minisend.envelope import FAILED, Envelope, Facts, Outcome
+from minisend.errors import SpoolError
+from minisend.spool import disk
+from minisend.spool.place import open_queue
+from minisend.spool.record import (
+    HEAD_LIMIT,
+    OUTCOME_ROOM,
+    BrokenRecord,
+    Tail,
+    UnknownVersion,
+    format_facts,
+    format_outcomes,
+    head_crc,
+    head_length,
+    parse_head,
+    parse_tail,
+)
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+_PIECE = 256 * 1024
+_FIRST_READ = 16 * 1024
+# Removals and moves may wait this long for their directory's fsync (DESIGN section 4, "grouped").
+_GROUP_COUNT = 100
+_GROUP_SECONDS = 1.0
+# A file in tmp is some process's message while it is being received; after this long it is a crash's.
+_TMP_AGE = 36 * 3600
+
+
+class Place:
+    """One name in the queue: ``state`` (directory), ``name`` (in it), ``queue_id``, ``due`` (seconds; 0 in new)."""
+
+    __slots__ = ("due", "name", "queue_id", "state")
+
+    def __init__(self, state: str, name: str) -> None:
+        when, _, queue_id = name.partition(".")
+        timed = queue_id != "" and when.isascii() and when.isdecimal()
+        self.state = state
+        self.name = name
+        self.queue_id = queue_id if timed else name
+        self.due = float(when) if timed else 0.0
+
+    def __repr__(self) -> str:
+        return f"Place({self.state}/{self.name})"
+
+
+class NoRoom(Exception):
+    """The disk has no room for the outcomes of an attempt, so there must be none."""
+
+
+class Entry:
+    """One message of the queue, read from its file.
+
+    ``attempts``  made so far
+    ``latest``    recipient index → its last Outcome
+    Only a claimed entry (``Queue.claim``) may be changed; leaving its context gives the claim back.
+    """
+
+    __slots__ = (
+        "_fd",
+        "_kept",
+        "_message_at",
+        "_queue",
+        "_reserved",
+        "attempts",
+        "envelope",
+        "facts",
+        "latest",
+        "outcomes",
+        "place",
+        "size",
+        "tail_at",
+        "trailer",
+    )
+
+    def __init__(
+        self,
+        queue: "Queue",
+        place: Place,
+        fd: int,
+        head: bytes,
+        tail: Tail,
+        size: int,
+        envelope: Envelope,
+    ) -> None:
+        self._queue = queue
+        self._fd = fd
+        self._kept = False
+        self._message_at = len(head)
+        self._reserved = False
+        self.place = place
+        self.envelope = envelope
+        self.size = size
+        self.trailer = tail.trailer
+        self.facts = tail.facts
+        self.outcomes = tail.outcomes
+        self.tail_at = len(head) + size + tail.length
+        self.attempts = max((attempt for attempt, _ in tail.outcomes), default=0)
+        self.latest: dict[int, Outcome] = {o.recipient: o for _, o in tail.outcomes}
+
+    def __enter__(self) -> "Entry":
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+    @property
+    def pending(self) -> list[int]:
+        """Indexes of the recipients that still need an attempt."""
+        return [
+            index
+            for index in range(len(self.envelope.recipients))
+            if index not in self.latest or not self.latest[index].final
+        ]
+
+    @property
+    def failed(self) -> list[int]:
+        """Indexes of the recipients that failed for good."""
+        return [i for i, outcome in sorted(self.latest.items()) if outcome.action == FAILED]
+
+    def first_octets(self, count: int) -> bytes:
+        """Up to ``count`` octets from the start of the message, as it came."""
+        return _read_exactly(self._fd, min(count, self.size), self._message_at)
+
+    def octets(self) -> "Iterator[bytes]":
+        """The message as it came, in pieces.  BrokenRecord when the file is shorter than it says."""
+        yield from self._octets_from(0)
+
+    def verified_octets(self, first: bytes, offset: int) -> "Iterator[bytes]":
+        """The message from ``offset`` on, where ``first`` (from ``first_octets``) is already in hand.
+
+        Raises BrokenRecord in place of the last piece when the message is not the one that was written: who sends it
+        on breaks off before its end, and nobody takes half a message for a whole one.
+        """
+        crc = crc32(first)
+        last = first[offset:]
+        for piece in self._octets_from(len(first)):
+            if last:
+                yield last
+            crc = crc32(piece, crc)
+            last = piece
+        if f"{crc:08x}" != self.trailer.digest:
+            raise BrokenRecord("its message was changed after it was written")
+        if last:
+            yield last
+
+    def _octets_from(self, start: int) -> "Iterator[bytes]":
+        position = start
+        while position < self.size:
+            piece = _read_exactly(
+                self._fd, min(_PIECE, self.size - position), self._message_at + position
+            )
+            position += len(piece)
+            yield piece
+
+    # -- changes, under the claim
+
+    def reserve(self, recipients: int) -> None:
+        """Room for the outcomes of ``recipients``; NoRoom means that there must be no attempt."""
+        room = OUTCOME_ROOM * (recipients + 1)
+        if self.facts is None:
+            # The facts hold a From field made of these, which the coding of RFC 2047 and our escapes make longer.
+            room += 16 * (len(self.envelope.full_name) + len(self.envelope.sender))
+        self._reserved = True
+        try:
+            disk.reserve(self._fd, self.tail_at, room)
+        except OSError as exc:
+            if exc.errno in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):
+                return  # a file system that knows no reservation, with a C library that does not write in its place
+            self._give_back()
+            raise NoRoom(exc.strerror) from exc
+
+    def keep_facts(self, facts: Facts) -> Facts:
+        """Append the facts of the first attempt, to be made durable with its outcomes, and return them."""
+        self._append(format_facts(facts))
+        self.facts = facts
+        return facts
+
+    def record(self, outcomes: "list[Outcome]", attempt: int) -> None:
+        """Append and make durable what the attempt of this number came to.
+
+        An attempt that does not count (a fault of this machine) is recorded under the number of the last one.
+        """
+        self._append(format_outcomes(attempt, outcomes))
+        if self._reserved:
+            disk.truncate(self._fd, self.tail_at)
+            self._reserved = False
+        disk.fsync(self._fd)
+        self.attempts = max(self.attempts, attempt)
+        self.outcomes += [(attempt, outcome) for outcome in outcomes]
+        self.latest.update({outcome.recipient: outcome for outcome in outcomes})
+
+    def defer(self, until: float) -> None:
+        """Wait in ``cur`` until then (seconds)."""
+        self._move("cur", f"{int(until):010d}.{self.place.queue_id}")
+
+    def move_to(self, state: str) -> None:
+        """To ``hold`` or ``failed``, to stay until somebody acts."""
+        self._move(state, self.place.queue_id)
+
+    def remove(self) -> None:
+        """The message is done with.  Where one attempt made all recipients final this is its only record."""
+        disk.unlink(self.place.name, self._queue.directory(self.place.state))
+        self._queue.changed(self.place.state)
+
+    def keep_claim(self) -> None:
+        """Hold the claim until this process ends, whatever happens to the entry."""
+        self._kept = True
+
+    def close(self) -> None:
+        """Give the claim back."""
+        if self._fd >= 0 and not self._kept:
+            self._give_back()
+            disk.close(self._fd)
+            self._fd = -1
+
+    def _append(self, octets: bytes) -> None:
+        disk.write_at(self._fd, octets, self.tail_at)
+        self.tail_at += len(octets)
+
+    def _give_back(self) -> None:
+        if self._reserved:
+            self._reserved = False
+            try:
+                disk.truncate(self._fd, self.tail_at)
+            except OSError:
+                pass  # zeros after the last line are a torn tail: the next claim cuts them off
+
+    def _move(self, state: str, name: str) -> None:
+        old = self.place
+        if (state, name) == (old.state, old.name):
+            return
+        disk.rename(old.name, self._queue.directory(old.state), name, self._queue.directory(state))
+        self.place = Place(state, name)
+        self._queue.changed(state)
+        self._queue.changed(old.state)
+
+
+class Queue:
+    """An open queue directory.
+
+    ``strict_sync``  fsync a directory after each change ([spool] sync = "each")
+    ``report``       called with a queue id and a text when a file is set aside or cannot be read
+    """
+
+    def __init__(
+        self,
+        spool: str,
+        *,
+        strict_sync: bool = False,
+        report: "Callable[[str, str], None] | None" = None,
+        create: bool = False,
+    ) -> None:
+        self.spool = spool
+        self._fd = open_queue(spool, create=create)
+        self._directories: dict[str, int] = {}
+        self._strict = strict_sync
+        self._report = report or (lambda queue_id, text: None)
+        # states with changes of names that are not durable yet
+        self._dirty: set[str] = set()
+        self._changes = 0
+        self._dirty_since = 0.0
+
+    def __enter__(self) -> "Queue":
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Make the last changes durable and close."""
+        if self._fd >= 0:
+            try:
+                self.sync()
+            finally:
+                for fd in self._directories.values():
+                    disk.close(fd)
+                self._directories.clear()
+                disk.close(self._fd)
+                self._fd = -1
+
+    @property
+    def fd(self) -> int:
+        """Descriptor of the queue directory, as ``enqueue`` takes it."""
+        return self._fd
+
+    def directory(self, state: str) -> int:
+        """Descriptor of the directory of ``state``."""
+        if state not in self._directories:
+            try:
+                self._directories[state] = disk.open_directory(state, self._fd)
+            except OSError as exc:
+                raise SpoolError(f"{self.spool}/queue/{state}: {exc.strerror}") from exc
+        return self._directories[state]
+
+    def changed(self, state: str) -> None:
+        """A name in ``state`` came or went; its fsync may be grouped with others."""
+        if not self._dirty:
+            self._dirty_since = time.monotonic()
+        self._dirty.add(state)
+        self._changes += 1
+        if (
+            self._strict
+            or self._changes >= _GROUP_COUNT
+            or time.monotonic() - self._dirty_since >= _GROUP_SECONDS
+        ):
+            self.sync()
+
+    def sync(self) -> None:
+        """Make all changes of names durable."""
+        # Where a message moves to comes before where it moved from: a cut between the two leaves two names, not none.
+        for state in ("failed", "hold", "cur", "new"):
+            if state in self._dirty:
+                disk.fsync(self.directory(state))
+        self._dirty.clear()
+        self._changes = 0
+
+    def places(self, *states: str) -> "Iterator[Place]":
+        """What lies in these states, in no order; nothing is opened."""
+        for state in states:
+            try:
+                # On a descriptor of its own: the position in a shared one would be shared with other threads.
+                fd = disk.open_directory(state, self._fd)
+                try:
+                    names = posix.listdir(fd)
+                finally:
+                    disk.close(fd)
+            except OSError as exc:
+                raise SpoolError(f"{self.spool}/queue/{state}: {exc.strerror}") from exc
+            for name in names:
+                if not name.startswith("."):
+                    yield Place(state, name)
+
+    def due(self, now: float, retry_max: float) -> list[Place]:
+        """What is to be attempted now, the longest waiting first; nothing is opened.
+
+        A time further away than ``retry_max`` was made by a clock that has been set back: it counts as due.
+        """
+        found = [
+            place
+            for place in self.places("new", "cur")
+            if place.due <= now or place.due > now + retry_max
+        ]
+        found.sort(key=lambda place: (place.due, place.queue_id))
+        return found
+
+    def find(self, queue_id: str, *states: str) -> Place | None:
+        """Where the message of this id lies; ``new``, ``hold`` and ``failed`` are looked up without a listing."""
+        if "/" in queue_id or queue_id.startswith("."):
+            return None
+        for state in states:
+            if state == "cur":
+                for place in self.places("cur"):
+                    if place.queue_id == queue_id:
+                        return place
+            elif disk.exists(queue_id, self.directory(state)):
+                return Place(state, queue_id)
+        return None
+
+    def claim(self, place: Place) -> Entry | None:
+        """The entry, locked, a torn tail cut off; None when another process has it or it is gone.
+
+        A broken file is moved to ``failed`` and reported; one of an unknown version is left alone and reported.
+        """
+        directory = self.directory(place.state)
+        try:
+            fd = disk.open_claiming(place.name, directory)
+        except FileNotFoundError:
+            return None
+        except OSError as exc:
+            self._report(place.queue_id, f"cannot be opened: {exc.strerror}")
+            return None
+        claimed = None
+        try:
+            if disk.lock(fd) and disk.is_at(fd, place.name, directory):
+                entry, torn = self._read(place, fd)
+                if torn:
+                    disk.truncate(fd, entry.tail_at)
+                claimed = entry
+        except UnknownVersion as exc:
+            self._report(place.queue_id, f"left alone: its format is version {exc}")
+        except BrokenRecord as exc:
+            self._set_aside(place, str(exc))
+        except OSError as exc:
+            self._report(place.queue_id, f"cannot be read: {exc.strerror}")
+        finally:
+            if claimed is None:
+                disk.close(fd)
+        return claimed
+
+    def read(self, place: Place) -> Entry | None:
+        """The entry as it is, without a lock, to be looked at; None when it is gone.
+
+        Raises BrokenRecord, UnknownVersion, OSError.
+        """
+        try:
+            fd = disk.open_reading(place.name, self.directory(place.state))
+        except FileNotFoundError:
+            return None
+        try:
+            return self._read(place, fd)[0]
+        except BaseException:
+            disk.close(fd)
+            raise
+
+    def set_aside(self, entry: Entry, why: str) -> None:
+        """Move a claimed entry whose message turned out broken to ``failed`` and report it."""
+        self._set_aside(entry.place, why)
+
+    def sweep(self, now: float) -> None:
+        """Remove from ``tmp`` what crashes have left there."""
+        for place in self.places("tmp"):
+            directory = self.directory("tmp")
+            try:
+                status = posix.stat(place.name, dir_fd=directory, follow_symlinks=False)
+                if now - status.st_mtime > _TMP_AGE:
+                    disk.unlink(place.name, directory)
+            except FileNotFoundError:
+                pass
+            except OSError as exc:
+                self._report(place.queue_id, f"cannot be removed from tmp: {exc.strerror}")
+
+    def _read(self, place: Place, fd: int) -> tuple[Entry, bool]:
+        octets = posix.pread(fd, _FIRST_READ, 0)
+        want = _FIRST_READ
+        length = head_length(octets)
+        while not length:
+            if len(octets) < want or want > HEAD_LIMIT:
+                raise BrokenRecord("its envelope has no end")
+            want *= 8
+            octets = posix.pread(fd, want, 0)
+            length = head_length(octets)
+        head = octets[:length]
+        envelope, size = parse_head(head)
+        after = length + size
+        end = posix.fstat(fd).st_size
+        # Not exactly to its end: a flusher may be giving back the room it had reserved there.
+        rest = octets[after:] if len(octets) == end else _read_at(fd, max(end - after, 0), after)
+        tail = parse_tail(rest, envelope)
+        if tail.trailer.head_crc != head_crc(head) or tail.trailer.octets != size:
+            raise BrokenRecord("its envelope was changed after it was written")
+        if envelope.queue_id != place.queue_id:
+            raise BrokenRecord("it lies under a name that is not its own")
+        return Entry(self, place, fd, head, tail, size, envelope), tail.torn
+
+    def _set_aside(self, place: Place, why: str) -> None:
+        failed = self.directory("failed")
+        try:
+            if disk.exists(place.queue_id, failed):
+                # A rename would replace it.
+                self._report(
+                    place.queue_id, f"broken ({why}), with its like in queue/failed already"
+                )
+                return
+            disk.rename(place.name, self.directory(place.state), place.queue_id, failed)
+            self.changed("failed")
+            self.changed(place.state)
+        except OSError as exc:
+            self._report(place.queue_id, f"broken ({why}) and cannot be set aside: {exc.strerror}")
+        else:
+            self._report(place.queue_id, f"set aside in queue/failed: {why}")
+
+
+def _read_exactly(fd: int, count: int, offset: int) -> bytes:
+    octets = _read_at(fd, count, offset)
+    if len(octets) < count:
+        raise BrokenRecord("it is shorter than it says")
+    return octets
+
+
+def _read_at(fd: int, count: int, offset: int) -> bytes:
+    """``count`` octets, fewer only at the end of the file."""
+    octets = posix.pread(fd, count, offset)
+    while len(octets) < count:
+        piece = posix.pread(fd, count - len(octets), offset + len(octets))
+        if not piece:
+            break
+        octets += piece
+    return octets

@@ -1,0 +1,165 @@
+"""The sendmail command: argv and stdin to a queue id.
+
+``submit`` is what /usr/sbin/sendmail runs.  It loads little (a test pins the set of modules): the interpreter's start is
+most of a submission's time.  When it returns 0, the message is on disk.
+"""
+
+import _signal  # type: ignore[import-not-found]  # what signal wraps in enums, which cost 3 ms
+import posix
+import sys
+import time
+
+from minisend.address import check, parse_recipients, parse_sender, quote_local
+from minisend.config import submission_facts
+from minisend.envelope import Envelope, Recipient
+from minisend.errors import DataError, UsageError
+from minisend.spool.enqueue import new_queue_id
+from minisend.submit.handover import hand_over, start_flusher
+from minisend.submit.identity import caller, zone
+from minisend.submit.options import Options
+from minisend.submit.stdin import pieces, until_dot
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+_SIGNALS = (_signal.SIGHUP, _signal.SIGINT, _signal.SIGTERM)
+
+
+def submit(options: Options, config_file: str | None) -> int:
+    """Queue the message on standard input and start its delivery.  Returns the exit code.
+
+    ``config_file``  of a leading -C, or None
+    Raises MinisendError, or KeyboardInterrupt with the number of a signal that came before the message had been read:
+    nothing was kept.
+    """
+    posix.umask(0o077)
+    recipients = _recipients(options.words)
+    if not recipients and not options.from_headers:
+        raise UsageError(
+            "no recipients: name them as arguments, or use -t to take them from the header"
+        )
+    sender = _sender(options.sender)
+    facts = submission_facts(config_file, posix.environ, posix.getuid(), posix.geteuid())
+    identity = caller()
+    now = time.time()
+    envelope = Envelope(
+        new_queue_id(posix.urandom(16)),
+        quote_local(identity.login) if sender is None else sender,
+        recipients,
+        arrived=now,
+        zone=zone(now),
+        uid=identity.uid,
+        login=identity.login,
+        full_name=_full_name(options, identity.full_name),
+        sender_given=sender is not None,
+        from_headers=options.from_headers,
+        body=options.body,
+        ret=options.ret,
+        envid=options.envid,
+    )
+    message = pieces()
+    if not options.dot_is_data:
+        message = until_dot(message)
+    if options.from_headers:
+        message = _take_header_recipients(envelope, message)
+    hand_over(facts, envelope, _until_stopped(message))
+    if options.delivery != "queue":
+        waits = options.delivery == "interactive"
+        start_flusher(
+            facts.file and config_file,
+            ["--quiet", envelope.queue_id] if waits else ["--background"],
+            wait=waits,
+        )
+    return 0
+
+
+def _until_stopped(message: "Iterator[bytes]") -> "Iterator[bytes]":
+    """``message``; a signal while it is read raises KeyboardInterrupt with its number, one after its end does nothing.
+
+    The message may be durable a moment later, and who sees us end by a signal would send it again.
+    """
+    caught = [number for number in _SIGNALS if _signal.getsignal(number) is not _signal.SIG_IGN]
+    for number in caught:
+        _signal.signal(number, _stop)
+    yield from message
+    for number in caught:
+        _signal.signal(number, _signal.SIG_IGN)
+
+
+def _stop(number: int, frame: object) -> None:
+    for each in _SIGNALS:
+        _signal.signal(each, _signal.SIG_IGN)  # a second one must not break off the cleaning up
+    raise KeyboardInterrupt(number)
+
+
+def _recipients(words: list[str]) -> list[Recipient]:
+    found: list[bytes] = []
+    for word in words:
+        found += parse_recipients(_octets(word))
+    return _each_once(found)
+
+
+def _each_once(addresses: "list[bytes]") -> list[Recipient]:
+    """One Recipient an address; domains compare case-blind, the first spelling stays."""
+    seen: dict[tuple[bytes, bytes], bytes] = {}
+    for address in addresses:
+        check(address)
+        local, at, domain = address.rpartition(b"@")
+        seen.setdefault((local + at, domain.lower() if at else domain), address)
+    return [Recipient(address) for address in seen.values()]
+
+
+def _sender(value: str | None) -> bytes | None:
+    if value is None:
+        return None
+    sender = parse_sender(_octets(value))
+    if sender:
+        check(sender)
+    return sender
+
+
+def _full_name(options: Options, account: bytes) -> bytes:
+    if options.full_name is not None:
+        return _octets(options.full_name)
+    return posix.environ.get(b"NAME", b"") or account
+
+
+def _octets(text: str) -> bytes:
+    """An argument as the caller gave it."""
+    return text.encode(sys.getfilesystemencoding(), "surrogateescape")
+
+
+def _take_header_recipients(envelope: Envelope, message: "Iterator[bytes]") -> "Iterator[bytes]":
+    """Add the header's recipients to the envelope (-t) and give the whole message again.
+
+    Raises DataError when the header does not end within HEADER_LIMIT, UsageError when there are no recipients.
+    """
+    from minisend.message.header import HEADER_LIMIT, HeaderEnd, split
+    from minisend.message.recipients import header_recipients
+
+    end = HeaderEnd()
+    head = bytearray()
+    complete = True
+    for piece in message:
+        head += piece
+        if end.reached(head):
+            complete = False
+            break
+    first = bytes(head)
+    header = split(first, complete=complete)
+    if header.too_long:
+        raise DataError(
+            f"no end of the header within {HEADER_LIMIT} octets: cannot take recipients from it (-t)"
+        )
+    found = header_recipients(header.fields)
+    envelope.recipients = _each_once([r.address for r in envelope.recipients] + found)
+    if not envelope.recipients:
+        raise UsageError("no recipients: none in To, Cc or Bcc, and none as arguments")
+
+    def whole() -> "Iterator[bytes]":
+        yield first
+        yield from message
+
+    return whole()

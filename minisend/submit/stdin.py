@@ -1,0 +1,81 @@
+"""Standard input as octets, in pieces: bounded memory, whatever is on descriptor 0.
+
+A descriptor left in non-blocking mode by the caller is waited for: EAGAIN is never the end of the message.
+"""
+
+import posix
+
+from minisend.errors import ReadError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_PIECE = 256 * 1024
+
+
+def pieces(fd: int = 0) -> "Iterator[bytes]":
+    """What can be read from ``fd`` up to its end, in non-empty pieces.  Raises ReadError."""
+    while True:
+        try:
+            piece = posix.read(fd, _PIECE)
+        except BlockingIOError:
+            _wait(fd)
+            continue
+        except OSError as exc:
+            raise ReadError(f"standard input: {exc.strerror}") from exc
+        if not piece:
+            return
+        yield piece
+
+
+def _wait(fd: int) -> None:
+    import select
+
+    poller = select.poll()
+    poller.register(fd, select.POLLIN)
+    poller.poll()
+
+
+def until_dot(source: "Iterator[bytes]") -> "Iterator[bytes]":
+    """``source`` up to a line that is a single dot, which is not passed on (sendmail(8) without -i).
+
+    What follows the dot is not read.
+    """
+    # The last octets seen, so that a dot line cut between two pieces is found; the message starts after a line end.
+    held = b"\n"
+    first = True
+    for piece in source:
+        text = held + piece
+        end = _dot_line(text)
+        if end >= 0:
+            out = text[1 : end + 1] if first else text[: end + 1]
+            if out:
+                yield out
+            return
+        # "\n.\r" is the longest beginning of a dot line.
+        keep = min(len(text), 3)
+        cut = text.rfind(b"\n", len(text) - keep)
+        if cut < 0:
+            cut = len(text)
+        out = text[:cut]
+        held = text[cut:]
+        if first and out:
+            out = out[1:]
+            first = False
+        if out:
+            yield out
+    # At the end of input a dot without a line end ends the message as well (Postfix, sendmail).
+    out = held[1:] if first else held
+    if held in (b"\n.", b"\n.\r"):
+        out = b"" if first else b"\n"
+    if out:
+        yield out
+
+
+def _dot_line(text: bytes) -> int:
+    """Index of the LF before the first dot line, -1 when there is none."""
+    at = text.find(b"\n.")
+    while at >= 0 and not text.startswith((b"\n", b"\r\n"), at + 2):
+        at = text.find(b"\n.", at + 2)
+    return at

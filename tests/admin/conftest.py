@@ -1,0 +1,91 @@
+"""A queue made by hand, at fixed times, and what a command writes about it."""
+
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from minisend.envelope import DELAYED, Envelope, Outcome, Recipient
+from minisend.spool.enqueue import enqueue
+from minisend.spool.store import Queue
+
+# 2026-11-23 13:30:00 UTC
+NOW = 1795440600.0
+
+
+class Crafted:
+    """A spool with a configuration file that names it."""
+
+    def __init__(self, directory: Path) -> None:
+        self.path = directory / "spool"
+        self.config = directory / "config.toml"
+        self.config.write_text(f'[spool]\npath = "{self.path}"\n')
+
+    def add(
+        self,
+        queue_id: str,
+        sender: bytes = b"tester@example.org",
+        recipients: tuple[bytes, ...] = (b"bob@example.net",),
+        message: bytes = b"Subject: hello\n\nworld\n",
+        arrived: float = NOW - 183,
+    ) -> None:
+        """A message in ``new``."""
+        envelope = Envelope(
+            queue_id,
+            sender,
+            [Recipient(address) for address in recipients],
+            arrived=arrived,
+            uid=1000,
+            login=b"tester",
+        )
+        with Queue(str(self.path), create=True) as queue:
+            enqueue(queue.fd, envelope, [message], 0)
+
+    def attempt(
+        self, queue_id: str, outcomes: list[Outcome], *, until: float = 0, state: str = ""
+    ) -> None:
+        """Record an attempt, then defer ``until`` a time or move to a ``state``."""
+        with Queue(str(self.path)) as queue:
+            place = queue.find(queue_id, "new", "cur", "hold", "failed")
+            assert place is not None
+            entry = queue.claim(place)
+            assert entry is not None
+            with entry:
+                if outcomes:
+                    entry.record(outcomes, entry.attempts + 1)
+                if until:
+                    entry.defer(until)
+                if state:
+                    entry.move_to(state)
+
+    def file(self, state: str, name: str) -> Path:
+        return self.path / "queue" / state / name
+
+
+@pytest.fixture(autouse=True)
+def fixed_time(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """It is NOW, in UTC."""
+    with monkeypatch.context() as patch:
+        patch.setenv("TZ", "UTC")
+        patch.setattr(time, "time", lambda: NOW)
+        time.tzset()
+        yield
+    time.tzset()
+
+
+@pytest.fixture
+def crafted(tmp_path: Path) -> Crafted:
+    return Crafted(tmp_path)
+
+
+@pytest.fixture
+def refused() -> Callable[[int], Outcome]:
+    """An outcome for the recipient of this index: nobody listens at the smarthost."""
+    return lambda recipient: Outcome(
+        recipient,
+        DELAYED,
+        "4.4.1",
+        "connect to 127.0.0.1:2525: Connection refused",
+        at=NOW - 60,
+    )

@@ -1,0 +1,154 @@
+"""The minisend command: its arguments, its summary line, its exit codes."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import minisend
+from minisend.admin import command
+from minisend.admin.command import main
+from minisend.delivery import flush as engine
+from minisend.errors import UsageError
+
+NOW = 1795440600.0
+CHECKOUT = Path(minisend.__file__).parents[1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ([], "the following arguments are required: COMMAND"),
+        (["flsh"], "invalid choice: 'flsh'"),
+        (["flush", "--al"], "unrecognized arguments: --al"),
+        (["flush", "--recipient"], "argument --recipient: expected one argument"),
+        (["flush", "--recipient", ""], "--recipient: expected a domain (got nothing)"),
+        (
+            ["flush", "--all", "0000000000000001"],
+            "name messages, or use --all or --recipient, not both",
+        ),
+        (["flush", "--recipient", "e.org", "0000000000000001"], "not both"),
+        (["queue", "a", "b"], "unrecognized arguments: b"),
+        (["queue", "--jsno"], "unrecognized arguments: --jsno"),
+        (["demo", "a@example.net", "b@example.net"], "unrecognized arguments"),
+    ],
+)
+def test_usage_errors_are_one_line(arguments, said):
+    with pytest.raises(UsageError) as caught:
+        main(arguments, None)
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_usage_error_as_a_process():
+    done = subprocess.run(
+        [sys.executable, "-m", "minisend", "queue", "--what"],
+        cwd=CHECKOUT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (
+        64,
+        "",
+        "minisend: unrecognized arguments: --what (see minisend --help)\n",
+    )
+
+
+def test_version(capsys):
+    with pytest.raises(SystemExit) as caught:
+        main(["--version"], None)
+    assert caught.value.code == 0
+    assert capsys.readouterr() == (f"minisend {minisend.__version__}\n", "")
+
+
+def test_help_names_every_command_and_no_hidden_option(capsys):
+    for arguments in (["--help"], ["flush", "--help"]):
+        with pytest.raises(SystemExit):
+            main(arguments, None)
+    out = capsys.readouterr().out
+    assert all(f"\n    {name} " in out for name in ("flush", "queue", "demo"))
+    assert "--background" not in out
+
+
+@pytest.fixture
+def flushed(crafted, monkeypatch, capfd):
+    """Runs ``minisend flush`` with an engine that returns the given summary; gives exit code, output, selection."""
+
+    def run(summary, *arguments):
+        asked = []
+
+        def flush(config, selection, *, log, progress):
+            asked.append(selection)
+            progress(0, 1)
+            return summary
+
+        monkeypatch.setattr(engine, "flush", flush)
+        capfd.readouterr()
+        code = main(["flush", *arguments], str(crafted.config))
+        return code, *capfd.readouterr(), *asked
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("counts", "code", "line"),
+    [
+        ({"tried": 4, "delivered": 3, "deferred": 1}, 75, "3 delivered, 1 waiting, 0 failed"),
+        ({"tried": 1, "delivered": 1}, 0, "1 delivered, 0 waiting, 0 failed"),
+        ({"tried": 1, "failed": 1}, 69, "0 delivered, 0 waiting, 1 failed"),
+        (
+            {"tried": 1, "delivered": 1, "skipped": 2, "broken": 1},
+            69,
+            "1 delivered, 0 waiting, 0 failed, 2 being delivered by another process, 1 not readable, see the log",
+        ),
+        ({"skipped": 1}, 0, "nothing delivered, 1 being delivered by another process"),
+        ({}, 0, "nothing to deliver: the queue is empty"),
+    ],
+)
+def test_summary_line_and_exit_code(flushed, counts, code, line):
+    assert flushed(engine.Summary(**counts)) == (code, line + "\n", "", engine.Selection())
+    assert flushed(engine.Summary(**counts), "--quiet") == (code, "", "", engine.Selection())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "selection"),
+    [
+        ([], engine.Selection()),
+        (["--all"], engine.Selection(everything=True)),
+        (["--all", "--quiet"], engine.Selection(everything=True)),
+        (["0000000000000001", "b"], engine.Selection(ids=("0000000000000001", "b"))),
+        (["--quiet", "b"], engine.Selection(ids=("b",))),
+        (["--recipient", "example.org"], engine.Selection(domain=b"example.org")),
+    ],
+)
+def test_selection(flushed, arguments, selection):
+    assert flushed(engine.Summary(), *arguments)[3] == selection
+
+
+def test_nothing_due_says_until_when(flushed, crafted, refused):
+    for number, until in ((1, NOW + 2100), (2, NOW + 86400)):
+        crafted.add(f"000000000000000{number}")
+        crafted.attempt(f"000000000000000{number}", [refused(0)], until=until)
+    assert (
+        flushed(engine.Summary())[1] == "nothing is due: 2 waiting, the next attempt is at 14:05\n"
+    )
+
+
+def test_background_is_the_slotted_flush(crafted, monkeypatch, capfd):
+    monkeypatch.setattr(engine, "background_flush", lambda config, log: 7)
+    assert main(["flush", "--background"], str(crafted.config)) == 7
+    assert capfd.readouterr() == ("", "")
+
+
+def test_queue_for_a_reader_that_left(crafted, monkeypatch):
+    def gone(fd, octets):
+        raise BrokenPipeError
+
+    crafted.add("0000000000000001")
+    monkeypatch.setattr("minisend.admin.terminal.posix.write", gone)
+    assert main(["queue"], str(crafted.config)) == 0
+    assert command._summary_line(engine.Summary(tried=1, deferred=1), "") == (
+        "0 delivered, 1 waiting, 0 failed"
+    )

@@ -1,0 +1,90 @@
+"""The manuals against the tables in the code, and their form."""
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+import minisend
+from minisend import errors
+from minisend.admin.command import _parser
+from minisend.submit import options
+
+MANUALS = Path(minisend.__file__).parents[1] / "man"
+OURS = ["sendmail.8", "minisend.1"]
+
+
+def described(page: str) -> set[str]:
+    """The options that stand as items of a list in a manual, without the dash."""
+    found = set()
+    for line in (MANUALS / page).read_text().splitlines():
+        if line.startswith(".It Fl "):
+            found |= {word.strip(",") for word in re.findall(r"\bFl (\S+)", line)}
+    return found
+
+
+def test_every_option_of_sendmail_is_described():
+    have = {word[0] for word in described("sendmail.8") if not word.startswith("-")}
+    assert have == set(options._LETTERS) | {"C"}
+
+
+@pytest.mark.parametrize("mode", sorted(options.MODES))
+def test_every_mode_of_sendmail_is_described(mode):
+    assert f"b{mode}" in described("sendmail.8")
+
+
+@pytest.mark.parametrize("letter", sorted(options.DELIVERY))
+def test_every_delivery_mode_of_sendmail_is_described(letter):
+    assert f"od{letter}" in described("sendmail.8")
+
+
+def commands():
+    (action,) = [a for a in _parser()._actions if a.dest == "command"]
+    return action.choices
+
+
+@pytest.mark.parametrize("name", sorted(commands()))
+def test_every_command_and_option_of_minisend_is_described(name):
+    import argparse
+
+    text = (MANUALS / "minisend.1").read_text()
+    assert re.search(rf"^\.It Cm {name}\b", text, re.MULTILINE)
+    for action in commands()[name]._actions:
+        for option in action.option_strings:
+            if option.startswith("--") and option != "--help" and action.help != argparse.SUPPRESS:
+                assert f"Fl -{option[2:]}" in text
+
+
+def exit_codes(page: str) -> dict[int, str]:
+    """Code and text of the items of EXIT STATUS."""
+    section = (MANUALS / page).read_text().split(".Sh EXIT STATUS\n")[1].split("\n.Sh ")[0]
+    return {
+        int(code): text
+        for code, text in re.findall(r"^\.It (\d+)[^\n]*\n(.*?)(?=^\.It|\Z)", section, re.M | re.S)
+    }
+
+
+def classes(of: type) -> "set[type]":
+    return {of}.union(
+        *(classes(sub) for sub in of.__subclasses__() if sub.__module__ == errors.__name__)
+    )
+
+
+def test_exit_status_of_sendmail_is_the_error_tree():
+    codes = {of.exit_code for of in classes(errors.MinisendError)}
+    assert set(exit_codes("sendmail.8")) == codes | {0}
+
+
+@pytest.mark.parametrize("page", OURS)
+def test_form(page):
+    if shutil.which("mandoc") is None:
+        pytest.skip("mandoc is not installed")
+    done = subprocess.run(
+        ["mandoc", "-T", "lint", "-W", "warning", MANUALS / page],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.stdout, done.returncode) == ("", 0)

@@ -1,0 +1,25 @@
+"""What every test directory shares: the hypothesis profiles and a queue of its own for each test."""
+
+import os
+
+import pytest
+from hypothesis import settings
+
+settings.register_profile("dev", max_examples=50, deadline=None)
+settings.register_profile("ci", max_examples=200, deadline=None)
+settings.load_profile("ci" if os.environ.get("CI") else "dev")
+
+
+@pytest.fixture
+def spool(tmp_path):
+    """The path of a spool that does not exist yet."""
+    return str(tmp_path / "spool")
+
+
+@pytest.fixture
+def queue(spool):
+    """An open, empty queue in ``spool``; what it reports is in ``queue.reported``."""
+    from spool.make import RecordingQueue
+
+    with RecordingQueue(spool) as opened:
+        yield opened

@@ -1,0 +1,700 @@
+"""MX: every kind of answer of the DNS, and the order in which servers are tried.
+
+The DNS is a table at the seam (``Query``): a name and kind that is not in it has no such record; a
+name of which nothing is in it does not exist; an exception in it is raised.
+"""
+
+import socket
+import sys
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import dns.message
+import dns.name
+import dns.rcode
+import dns.resolver
+import dns.zone
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from minisend.config import Config, Delivery, Dns, Smarthost, Spool
+from minisend.delivery import mx
+from minisend.delivery.mx import (
+    LookupFailed,
+    NoSuchName,
+    Query,
+    Resolver,
+    Target,
+    Unroutable,
+    dns_query,
+    is_own_address,
+    targets,
+)
+from minisend.delivery.route import MX, SMARTHOST, NextHop
+
+Zone = dict[tuple[str, str], "tuple[str, ...] | Exception"]
+
+SERVFAIL = LookupFailed("all servers said SERVFAIL")
+
+
+class Script:
+    """The scripted DNS; ``asked`` has every question, ``now`` is the clock that lookups move on."""
+
+    def __init__(self, zone: Zone, seconds_each: float = 0.0) -> None:
+        self.zone = zone
+        self.asked: list[tuple[str, str]] = []
+        self.allowed: list[float] = []
+        self.now = 1000.0
+        self.seconds_each = seconds_each
+
+    def query(self, name: str, kind: str, seconds: float) -> tuple[str, ...]:
+        self.asked.append((name, kind))
+        self.allowed.append(seconds)
+        self.now += self.seconds_each
+        if not any(known == name for known, _ in self.zone):
+            raise NoSuchName
+        answer = self.zone.get((name, kind), ())
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    def clock(self) -> float:
+        return self.now
+
+
+def config(port: int = 25, smarthost: Smarthost | None = None) -> Config:
+    return Config(
+        file=None,
+        spool=Spool("/nowhere"),
+        hostname="Here.example",
+        delivery=Delivery(mx_port=port),
+        smarthost=smarthost,
+    )
+
+
+def find(
+    zone: Zone | Script, domain: str = "example.net", *, port: int = 25, own: str = ""
+) -> list[str]:
+    """The targets as "host address"; hosts of equal preference come in reversed order of the table."""
+    script = zone if isinstance(zone, Script) else Script(zone)
+    found = targets(
+        NextHop(MX, domain, domain),
+        config(port),
+        Resolver(script.query, script.clock),
+        shuffle=list.reverse,
+        is_own=lambda address: address == own or address.startswith("127."),
+    )
+    assert all(target.port == port for target in found)
+    return [f"{target.host} {target.address}" for target in found]
+
+
+def failure(zone: Zone | Script, domain: str = "example.net", **values: Any) -> tuple[str, str]:
+    with pytest.raises(Unroutable) as caught:
+        find(zone, domain, **values)
+    return caught.value.status, str(caught.value)
+
+
+A = {
+    ("a.example.net", "A"): ("192.0.2.1",),
+    ("b.example.net", "A"): ("192.0.2.2", "192.0.2.22"),
+    ("b.example.net", "AAAA"): ("2001:db8::2",),
+    ("c.example.net", "AAAA"): ("2001:db8::3",),
+}
+
+
+@pytest.mark.parametrize(
+    ("zone", "expected"),
+    [
+        pytest.param(
+            {
+                ("example.net", "MX"): (
+                    "20 b.example.net.",
+                    "10 a.example.net.",
+                    "30 c.example.net.",
+                ),
+                **A,
+            },
+            [
+                "a.example.net 192.0.2.1",
+                "b.example.net 2001:db8::2",
+                "b.example.net 192.0.2.2",
+                "b.example.net 192.0.2.22",
+                "c.example.net 2001:db8::3",
+            ],
+            id="by preference, IPv6 and IPv4 in turn",
+        ),
+        pytest.param(
+            {
+                ("example.net", "MX"): (
+                    "10 a.example.net.",
+                    "10 b.example.net.",
+                    "10 c.example.net.",
+                ),
+                **A,
+            },
+            [
+                "c.example.net 2001:db8::3",
+                "b.example.net 2001:db8::2",
+                "a.example.net 192.0.2.1",
+                "b.example.net 192.0.2.2",
+                "b.example.net 192.0.2.22",
+            ],
+            id="equal preference: shuffled, hosts in turn",
+        ),
+        pytest.param(
+            {("example.net", "MX"): ("5 A.Example.NET.",), **A},
+            ["a.example.net 192.0.2.1"],
+            id="case",
+        ),
+        pytest.param(
+            {("example.net", "MX"): ("100 a.example.net.", "20 c.example.net."), **A},
+            ["c.example.net 2001:db8::3", "a.example.net 192.0.2.1"],
+            id="preferences are numbers",
+        ),
+        pytest.param(
+            {("example.net", "A"): ("192.0.2.9",), ("example.net", "AAAA"): ("2001:db8::9",)},
+            ["example.net 2001:db8::9", "example.net 192.0.2.9"],
+            id="no MX: the domain itself",
+        ),
+        pytest.param(
+            {("example.net", "MX"): ("10 gone.example.net.", "20 a.example.net."), **A},
+            ["a.example.net 192.0.2.1"],
+            id="an MX that does not exist is skipped",
+        ),
+        pytest.param(
+            {
+                ("example.net", "MX"): ("10 bare.example.net.", "20 a.example.net."),
+                ("bare.example.net", "TXT"): (),
+                **A,
+            },
+            ["a.example.net 192.0.2.1"],
+            id="an MX without address is skipped",
+        ),
+        pytest.param(
+            {
+                ("example.net", "MX"): ("10 ill.example.net.", "20 a.example.net."),
+                ("ill.example.net", "A"): SERVFAIL,
+                **A,
+            },
+            ["a.example.net 192.0.2.1"],
+            id="an MX whose lookup fails is skipped",
+        ),
+        pytest.param(
+            {
+                ("example.net", "MX"): ("10 half.example.net.",),
+                ("half.example.net", "AAAA"): SERVFAIL,
+                ("half.example.net", "A"): ("192.0.2.7",),
+            },
+            ["half.example.net 192.0.2.7"],
+            id="one family fails",
+        ),
+        pytest.param(
+            {("example.net", "MX"): ("0 .", "10 a.example.net."), **A},
+            ["a.example.net 192.0.2.1"],
+            id="a null MX beside others says nothing",
+        ),
+        pytest.param(
+            {("example.net", "MX"): ("10 192.0.2.5.",)},
+            ["192.0.2.5 192.0.2.5"],
+            id="MX is an address",
+        ),
+        pytest.param(
+            {
+                ("example.net", "MX"): ("10 m.example.net.",),
+                ("m.example.net", "A"): ("224.0.0.1", "192.0.2.6"),
+            },
+            ["m.example.net 192.0.2.6"],
+            id="multicast is no server",
+        ),
+        pytest.param(
+            {
+                ("example.net", "MX"): (
+                    "10 a.example.net.",
+                    "20 here.example.",
+                    "20 b.example.net.",
+                    "30 c.example.net.",
+                ),
+                ("here.example", "A"): ("192.0.2.99",),
+                **A,
+            },
+            ["a.example.net 192.0.2.1"],
+            id="we are an MX: only better ones",
+        ),
+    ],
+)
+def test_servers(zone: Zone, expected: list[str]) -> None:
+    assert find(zone) == expected
+
+
+LOOP = "mail for example.net loops back to this machine: its best MX is "
+
+
+@pytest.mark.parametrize(
+    ("zone", "status", "reason"),
+    [
+        pytest.param({}, "5.1.2", "the domain example.net does not exist", id="NXDOMAIN"),
+        pytest.param(
+            {("example.net", "MX"): ("0 .",), ("example.net", "A"): ("192.0.2.1",)},
+            "5.1.10",
+            "the domain example.net does not accept mail (null MX, RFC 7505)",
+            id="null MX",
+        ),
+        pytest.param(
+            {("example.net", "TXT"): ("x",)},
+            "5.4.4",
+            "no server for example.net has an address",
+            id="nothing",
+        ),
+        pytest.param(
+            {
+                ("example.net", "MX"): ("10 gone.example.net.",),
+                ("example.net", "A"): ("192.0.2.1",),
+            },
+            "5.4.4",
+            "no server for example.net has an address",
+            id="MX without address: no implicit one",
+        ),
+        pytest.param(
+            {("example.net", "MX"): ("10 odd\\032name.",)},
+            "5.4.4",
+            "no server for example.net has an address",
+            id="MX that is no name",
+        ),
+        pytest.param(
+            {("example.net", "MX"): SERVFAIL, ("example.net", "A"): ("192.0.2.1",)},
+            "4.4.3",
+            "looking up the MX of example.net: all servers said SERVFAIL",
+            id="SERVFAIL: no implicit MX",
+        ),
+        pytest.param(
+            {
+                ("example.net", "MX"): ("10 ill.example.net.", "20 gone.example.net."),
+                ("ill.example.net", "A"): SERVFAIL,
+            },
+            "4.4.3",
+            "looking up the servers for example.net: all servers said SERVFAIL",
+            id="one may come back, the others never",
+        ),
+        pytest.param(
+            {("example.net", "MX"): ("10 here.example.", "20 a.example.net."), **A},
+            "5.4.6",
+            LOOP + "here.example",
+            id="best MX has our name",
+        ),
+        pytest.param(
+            {
+                ("example.net", "MX"): ("10 l.example.net.", "20 a.example.net."),
+                ("l.example.net", "A"): ("127.0.0.1",),
+                **A,
+            },
+            "5.4.6",
+            LOOP + "l.example.net[127.0.0.1]",
+            id="best MX is loopback",
+        ),
+        pytest.param(
+            {("example.net", "MX"): ("10 b.example.net.", "10 a.example.net."), **A},
+            "5.4.6",
+            LOOP + "b.example.net[2001:db8::2]",
+            id="one of the best has our address",
+        ),
+        pytest.param(
+            {("example.net", "A"): ("127.0.0.1",)},
+            "5.4.6",
+            LOOP + "example.net[127.0.0.1]",
+            id="implicit",
+        ),
+        pytest.param(
+            {("example.net", "MX"): ("10 gone.example.net.", "20 here.example.")},
+            "4.4.4",
+            "no server for example.net that is better than this machine has an address",
+            id="we are second to nobody",
+        ),
+        pytest.param(
+            {
+                ("example.net", "MX"): ("10 ill.example.net.", "20 here.example."),
+                ("ill.example.net", "A"): SERVFAIL,
+            },
+            "4.4.3",
+            "looking up the servers for example.net: all servers said SERVFAIL",
+            id="we are second to one that may come back",
+        ),
+    ],
+)
+def test_no_server(zone: Zone, status: str, reason: str) -> None:
+    assert failure(zone, own="192.0.2.22") == (status, reason)
+
+
+def test_with_another_port_our_addresses_are_servers_like_others_but_our_name_is_not() -> None:
+    zone: Zone = {
+        ("example.net", "MX"): ("10 l.example.net.",),
+        ("l.example.net", "A"): ("127.0.0.3",),
+    }
+    assert find(zone, port=2525) == ["l.example.net 127.0.0.3"]
+    assert failure({("example.net", "MX"): ("10 here.example.",)}, port=2525) == (
+        "5.4.6",
+        LOOP + "here.example",
+    )
+
+
+@pytest.mark.parametrize(
+    ("domain", "expected"),
+    [
+        pytest.param("[192.0.2.1]", ["192.0.2.1 192.0.2.1"], id="IPv4"),
+        pytest.param("[ipv6:2001:db8::1]", ["2001:db8::1 2001:db8::1"], id="IPv6"),
+    ],
+)
+def test_address_literal(domain: str, expected: list[str]) -> None:
+    script = Script({})
+    assert find(script, domain) == expected
+    assert script.asked == []
+
+
+@pytest.mark.parametrize(
+    ("domain", "status", "reason"),
+    [
+        pytest.param("", "5.1.2", "the domain (none) does not exist", id="none"),
+        pytest.param(
+            "b\\xfc.example", "5.1.2", "the domain b\\xfc.example does not exist", id="not UTF-8"
+        ),
+        pytest.param("[x]", "5.1.2", "[x] is not an address literal of IPv4 or IPv6", id="literal"),
+        pytest.param(
+            "[127.0.0.1]",
+            "5.4.6",
+            "mail for [127.0.0.1] loops back to this machine: its best MX is 127.0.0.1[127.0.0.1]",
+            id="loopback literal",
+        ),
+    ],
+)
+def test_a_domain_that_is_not_asked_for(domain: str, status: str, reason: str) -> None:
+    script = Script(
+        {("", "MX"): ("10 a.example.net.",), (domain, "MX"): ("10 a.example.net.",), **A}
+    )
+    assert failure(script, domain) == (status, reason)
+    assert script.asked == []
+
+
+def test_each_question_is_asked_once_failures_included_and_again_when_the_answer_is_old() -> None:
+    script = Script(
+        {("example.net", "MX"): ("10 ill.example.net.",), ("ill.example.net", "A"): SERVFAIL}
+    )
+    resolver = Resolver(script.query, script.clock)
+    once = [("example.net", "MX"), ("ill.example.net", "AAAA"), ("ill.example.net", "A")]
+    for moment, asked in ((0.0, once), (59.0, once), (60.0, once + once)):
+        script.now = 1000.0 + moment
+        with pytest.raises(Unroutable):
+            targets(NextHop(MX, "example.net", "example.net"), config(), resolver)
+        assert script.asked == asked
+
+
+def test_the_lookups_for_one_next_hop_are_over_after_their_time() -> None:
+    """A hundred MX names with dead servers cost 30 s, not 100 times 30 s, and what was found is used."""
+    zone: Zone = {("example.net", "MX"): tuple(f"{n} h{n}.example.net." for n in range(10, 110))}
+    zone.update({(f"h{n}.example.net", "A"): ("192.0.2.1",) for n in range(10, 12)})
+    script = Script(zone, seconds_each=7.0)
+    assert find(script) == ["h10.example.net 192.0.2.1", "h11.example.net 192.0.2.1"]
+    assert script.asked == [
+        ("example.net", "MX"),
+        ("h10.example.net", "AAAA"),
+        ("h10.example.net", "A"),
+        ("h11.example.net", "AAAA"),
+        ("h11.example.net", "A"),
+    ]
+    assert script.allowed == [30.0, 23.0, 16.0, 9.0, 2.0]
+
+
+def test_time_up_before_anything_was_found() -> None:
+    script = Script({("example.net", "MX"): ("10 a.example.net.",), **A}, seconds_each=31.0)
+    assert failure(script) == (
+        "4.4.3",
+        "looking up the servers for example.net: no time left to look up a.example.net",
+    )
+
+
+def test_there_is_an_end_to_servers() -> None:
+    zone: Zone = {("example.net", "MX"): tuple(f"{n} h{n}.example.net." for n in range(10, 110))}
+    zone.update({(f"h{n}.example.net", "A"): (f"192.0.2.{n}",) for n in range(10, 110)})
+    script = Script(zone)
+    assert find(script) == [f"h{n}.example.net 192.0.2.{n}" for n in range(10, 30)]
+    assert len(script.asked) == 1 + 2 * 20
+
+
+_hosts = st.lists(st.tuples(st.integers(0, 3), st.sampled_from("abcdefgh")), max_size=8)
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    _hosts, st.dictionaries(st.sampled_from("abcdefgh"), st.sampled_from(["", "own", "fail", "ok"]))
+)
+def test_never_a_server_as_bad_as_we_are_and_always_in_order(
+    records: list[tuple[int, str]], kinds: dict[str, str]
+) -> None:
+    """For any MX records: each target is better than ourselves, sorted, and of a host that has an address."""
+    zone: Zone = {("example.net", "MX"): tuple(f"{p} {h}.example." for p, h in records)}
+    answers = {
+        (host, "A"): {"own": ("127.0.0.1",), "fail": SERVFAIL, "ok": (f"192.0.2.{n}",), "": ()}[
+            kind
+        ]
+        for n, (host, kind) in enumerate(sorted(kinds.items()))
+    }
+    zone.update({(f"{host}.example", "A"): answer for (host, _), answer in answers.items()})
+    ours = min((p for p, h in records if kinds.get(h) == "own"), default=99)
+    expected = [
+        f"{host}.example {answers[host, 'A'][0]}"
+        for preference in range(min(ours, 4))
+        for host in sorted((h for p, h in records if p == preference), reverse=True)
+        if kinds.get(host) == "ok"
+    ]
+    if expected:
+        assert find(zone) == list(dict.fromkeys(expected))
+    else:
+        loop = bool(records) and ours == min(p for p, _ in records)
+        assert (failure(zone)[0] == "5.4.6") == loop
+
+
+# The smarthost: the system resolver.
+
+
+def smarthost_targets(*hosts: str) -> list[Target]:
+    smarthost = Smarthost(hosts, port=26)
+    return targets(NextHop(SMARTHOST, "x"), config(smarthost=smarthost), Resolver(Script({}).query))
+
+
+def test_smarthost_literals_need_no_dns() -> None:
+    assert smarthost_targets("127.0.0.1", "::1", "127.0.0.1") == [
+        Target("127.0.0.1", "127.0.0.1", 26),
+        Target("::1", "::1", 26),
+    ]
+
+
+def test_smarthost_names_come_from_the_system(monkeypatch: pytest.MonkeyPatch) -> None:
+    def lookup(host: str, port: int, **kwargs: Any) -> list[Any]:
+        assert (port, kwargs) == (26, {"type": socket.SOCK_STREAM})
+        if host == "first.example":
+            raise socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resolution")
+        return [
+            (socket.AF_INET6, socket.SOCK_STREAM, 6, "", ("2001:db8::1", port, 0, 0)),
+            (socket.AF_INET, socket.SOCK_STREAM, 6, "", ("192.0.2.1", port)),
+        ]
+
+    monkeypatch.setattr(socket, "getaddrinfo", lookup)
+    assert smarthost_targets("first.example", "second.example") == [
+        Target("second.example", "2001:db8::1", 26),
+        Target("second.example", "192.0.2.1", 26),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("errors", "status", "reason"),
+    [
+        pytest.param(
+            [socket.gaierror(socket.EAI_NONAME, "Name or service not known")],
+            "4.4.4",
+            "looking up the smarthost: h0: Name or service not known",
+            id="unknown",
+        ),
+        pytest.param(
+            [
+                socket.gaierror(socket.EAI_NONAME, "Name or service not known"),
+                socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resolution"),
+            ],
+            "4.4.3",
+            "looking up the smarthost: h0: Name or service not known; "
+            "h1: Temporary failure in name resolution",
+            id="one of them may come back",
+        ),
+        pytest.param(
+            [UnicodeError("label too long")],
+            "4.4.4",
+            "looking up the smarthost: h0: label too long",
+            id="no name",
+        ),
+    ],
+)
+def test_smarthost_not_found(
+    errors: list[Exception], status: str, reason: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lookup(host: str, port: int, **kwargs: Any) -> list[Any]:
+        raise errors[int(host[1:])]
+
+    monkeypatch.setattr(socket, "getaddrinfo", lookup)
+    with pytest.raises(Unroutable) as caught:
+        smarthost_targets(*(f"h{n}" for n in range(len(errors))))
+    assert (caught.value.status, str(caught.value)) == (status, reason)
+
+
+# This machine's own addresses.
+
+
+@pytest.mark.parametrize(
+    "address", ["127.0.0.1", "127.9.9.9", "::1", "0.0.0.0", "::", "::ffff:127.0.0.1"]
+)
+def test_loopback_is_ours(address: str) -> None:
+    assert is_own_address(address)
+
+
+@pytest.mark.parametrize(
+    "address", ["192.0.2.1", "198.51.100.7", "2001:db8::1", "::ffff:192.0.2.1"]
+)
+def test_documentation_addresses_are_not(address: str) -> None:
+    assert not is_own_address(address)
+
+
+@pytest.mark.parametrize(
+    ("bindable", "address", "ours"),
+    [
+        pytest.param({"198.51.100.7"}, "198.51.100.7", True, id="an interface's"),
+        pytest.param({"198.51.100.7"}, "::ffff:198.51.100.7", True, id="the same, mapped"),
+        pytest.param({"2001:db8::7"}, "2001:db8::7", True, id="IPv6"),
+        pytest.param({"198.51.100.7"}, "198.51.100.8", False, id="a neighbour's"),
+        pytest.param({"198.51.100.7", "192.0.2.1"}, "198.51.100.7", False, id="ip_nonlocal_bind"),
+        pytest.param(
+            {"2001:db8::7", "2001:db8::1"}, "2001:db8::7", False, id="ip_nonlocal_bind, IPv6"
+        ),
+    ],
+)
+def test_an_address_that_can_be_bound_to_is_ours(
+    bindable: set[str], address: str, ours: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mx, "_can_bind", bindable.__contains__)
+    assert is_own_address(address) is ours
+
+
+# dnspython, over a real socket
+
+
+class DnsServer:
+    """Answers what ``ZONE`` has over UDP on loopback; ``dead.example`` gets no answer at all."""
+
+    ZONE = """
+$ORIGIN .
+$TTL 60
+@ SOA ns.invalid admin.invalid 1 2 3 4 5
+@ NS ns.invalid
+example.net MX 10 mx.example.net.
+example.net MX 20 192.0.2.5.
+mx.example.net A 192.0.2.1
+mx.example.net AAAA 2001:db8::1
+null.example MX 0 .
+alias.example CNAME example.net.
+xn--bcher-kva.example A 192.0.2.8
+"""
+
+    def __init__(self) -> None:
+        self._zone = dns.zone.from_text(self.ZONE, origin=".", relativize=False, check_origin=False)
+        self._socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        self._socket.bind(("127.0.0.1", 0))
+        self.port = self._socket.getsockname()[1]
+        self._thread = threading.Thread(target=self._serve)
+        self._thread.start()
+
+    def _serve(self) -> None:
+        while True:
+            octets, client = self._socket.recvfrom(4096)
+            if not octets:
+                return
+            query = dns.message.from_wire(octets)
+            name = query.question[0].name
+            if str(name) == "dead.example.":
+                continue
+            self._socket.sendto(self._response(query, name).to_wire(), client)
+
+    def _response(self, query: dns.message.Message, name: dns.name.Name) -> dns.message.Message:
+        response = dns.message.make_response(query)
+        if str(name) == "ill.example.":
+            response.set_rcode(dns.rcode.SERVFAIL)
+            return response
+        alias = self._zone.get_rrset(name, "CNAME")
+        if alias is not None:
+            response.answer.append(alias)
+            name = alias[0].target
+        found = self._zone.get_rrset(name, query.question[0].rdtype)
+        if found is not None:
+            response.answer.append(found)
+        elif name not in self._zone.nodes:
+            response.set_rcode(dns.rcode.NXDOMAIN)
+        return response
+
+    def close(self) -> None:
+        self._socket.sendto(b"", ("127.0.0.1", self.port))
+        self._thread.join()
+        self._socket.close()
+
+
+@pytest.fixture(scope="module")
+def query() -> Iterator[Query]:
+    server = DnsServer()
+    yield dns_query(Dns(nameservers=("127.0.0.1",), port=server.port))
+    server.close()
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "expected"),
+    [
+        pytest.param("example.net", "MX", {"10 mx.example.net.", "20 192.0.2.5."}, id="MX"),
+        pytest.param("mx.example.net", "A", {"192.0.2.1"}, id="A"),
+        pytest.param("mx.example.net", "AAAA", {"2001:db8::1"}, id="AAAA"),
+        pytest.param("null.example", "MX", {"0 ."}, id="null MX"),
+        pytest.param("alias.example", "MX", {"10 mx.example.net.", "20 192.0.2.5."}, id="CNAME"),
+        pytest.param("mx.example.net", "MX", set(), id="no such record"),
+        pytest.param("b\xfccher.example", "A", {"192.0.2.8"}, id="IDNA"),
+    ],
+)
+def test_records(query: Query, name: str, kind: str, expected: set[str]) -> None:
+    assert set(query(name, kind, 20.0)) == expected
+
+
+@pytest.mark.parametrize(
+    "name", ["gone.example", "x" * 64 + ".example", "a..example", "\xad.example"]
+)
+def test_no_such_name(query: Query, name: str) -> None:
+    with pytest.raises(NoSuchName):
+        query(name, "MX", 20.0)
+
+
+@pytest.mark.parametrize(
+    ("name", "why"), [("ill.example", "SERVFAIL"), ("dead.example", "timed out")]
+)
+def test_lookup_failed(query: Query, name: str, why: str) -> None:
+    with pytest.raises(LookupFailed, match=why):
+        query(name, "MX", 0.5)
+
+
+def test_from_the_domain_to_the_servers(query: Query) -> None:
+    assert targets(NextHop(MX, "x", "alias.example"), config(), Resolver(query)) == [
+        Target("mx.example.net", "2001:db8::1", 25),
+        Target("mx.example.net", "192.0.2.1", 25),
+        Target("192.0.2.5", "192.0.2.5", 25),
+    ]
+
+
+def test_without_dnspython_the_remedy_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "dns.resolver", None)
+    assert unroutable(dns_query(Dns())) == (
+        "4.3.5",
+        "delivery to MX hosts needs dnspython: install it (python3-dnspython), or set [smarthost] host",
+    )
+
+
+def test_without_any_name_server_the_remedy_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unconfigured(self: dns.resolver.Resolver, path: str = "/nowhere/resolv.conf") -> None:
+        raise dns.resolver.NoResolverConfiguration
+
+    monkeypatch.setattr(dns.resolver.Resolver, "read_resolv_conf", unconfigured)
+    assert unroutable(dns_query(Dns())) == (
+        "4.3.5",
+        "no DNS server is known: name one in /etc/resolv.conf or set [dns] nameservers",
+    )
+
+
+def unroutable(query: Query) -> tuple[str, str]:
+    with pytest.raises(Unroutable) as caught:
+        targets(NextHop(MX, "x", "x"), config(), Resolver(query))
+    return caught.value.status, str(caught.value)
+
+
+def test_remote_mta() -> None:
+    assert (
+        Target("mx.example.net", "2001:db8::1", 25).remote_mta == "mx.example.net[2001:db8::1]:25"
+    )

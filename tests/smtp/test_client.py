@@ -1,0 +1,575 @@
+"""The sans-IO client: scripted dialogues, each run whole, octet by octet and with octets behind; and its guards."""
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from minisend.errors import LocalProtocolError, RemoteProtocolError, SmtpError
+from minisend.smtp.client import (
+    AUTH,
+    DATA,
+    EHLO,
+    END_OF_DATA,
+    GREETING,
+    HELO,
+    MAIL,
+    NOOP,
+    QUIT,
+    RCPT,
+    RSET,
+    STARTTLS,
+    TRANSITIONS,
+    Answer,
+    Connection,
+    Extensions,
+    State,
+)
+from minisend.smtp.reply import Reply
+
+
+def reply(octets):
+    """A one-line reply."""
+    return Reply(int(octets[:3]), (octets[4:],))
+
+
+def play(script, cut):
+    """Run (what to do, octets expected on the wire, octets of the server, answers expected) steps."""
+    connection = Connection()
+    for act, sent, received, answers in script:
+        act(connection)
+        assert connection.data_to_send() == sent
+        seen = []
+        for piece in cut(received):
+            connection.receive_data(piece)
+            while (answer := connection.next_event()) is not None:
+                seen.append(answer)
+        assert seen == answers
+    return connection
+
+
+def whole(octets):
+    return [octets]
+
+
+def octet_by_octet(octets):
+    return [octets[i : i + 1] for i in range(len(octets))]
+
+
+def nothing(connection):
+    pass
+
+
+def message(content):
+    def act(connection):
+        connection._out.extend(connection.message(content))
+
+    return act
+
+
+def commands(*calls):
+    def act(connection):
+        for name, *arguments in calls:
+            getattr(connection, name)(*arguments)
+
+    return act
+
+
+GREET = (nothing, b"", b"220 mx ESMTP\r\n", [Answer(GREETING, b"", reply(b"220 mx ESMTP"))])
+PIPELINED_HELLO = (
+    commands(("ehlo", b"me.example")),
+    b"EHLO me.example\r\n",
+    b"250-mx\r\n250 PIPELINING\r\n",
+    [Answer(EHLO, b"me.example", Reply(250, (b"mx", b"PIPELINING")))],
+)
+PLAIN_HELLO = (
+    commands(("ehlo", b"me.example")),
+    b"EHLO me.example\r\n",
+    b"250 mx\r\n",
+    [Answer(EHLO, b"me.example", reply(b"250 mx"))],
+)
+BYE = (commands(("quit",)), b"QUIT\r\n", b"221 bye\r\n", [Answer(QUIT, b"", reply(b"221 bye"))])
+
+DIALOGUES = {
+    "one-at-a-time": [
+        GREET,
+        PLAIN_HELLO,
+        (
+            commands(("mail", b"a@x", [b"SIZE=5"])),
+            b"MAIL FROM:<a@x> SIZE=5\r\n",
+            b"250 ok\r\n",
+            [Answer(MAIL, b"a@x", reply(b"250 ok"))],
+        ),
+        (
+            commands(("rcpt", b"b@y")),
+            b"RCPT TO:<b@y>\r\n",
+            b"550 5.1.1 no\r\n",
+            [Answer(RCPT, b"b@y", reply(b"550 5.1.1 no"))],
+        ),
+        (
+            commands(("rcpt", b"c@y")),
+            b"RCPT TO:<c@y>\r\n",
+            b"250 ok\r\n",
+            [Answer(RCPT, b"c@y", reply(b"250 ok"))],
+        ),
+        (commands(("data",)), b"DATA\r\n", b"354 go\r\n", [Answer(DATA, b"", reply(b"354 go"))]),
+        (
+            message([b".a\n"]),
+            b"..a\r\n.\r\n",
+            b"250 2.0.0 queued\r\n",
+            [Answer(END_OF_DATA, b"", reply(b"250 2.0.0 queued"))],
+        ),
+        (commands(("noop",)), b"NOOP\r\n", b"250 ok\r\n", [Answer(NOOP, b"", reply(b"250 ok"))]),
+        BYE,
+    ],
+    "one-flight": [
+        GREET,
+        PIPELINED_HELLO,
+        (
+            commands(("mail", b""), ("rcpt", b"b@y"), ("rcpt", b"c@y"), ("data",)),
+            b"MAIL FROM:<>\r\nRCPT TO:<b@y>\r\nRCPT TO:<c@y>\r\nDATA\r\n",
+            b"250 m\r\n452 4.2.2 full\r\n250 c\r\n354 go\r\n",
+            [
+                Answer(MAIL, b"", reply(b"250 m")),
+                Answer(RCPT, b"b@y", reply(b"452 4.2.2 full")),
+                Answer(RCPT, b"c@y", reply(b"250 c")),
+                Answer(DATA, b"", reply(b"354 go")),
+            ],
+        ),
+        (message([]), b".\r\n", b"451 later\r\n", [Answer(END_OF_DATA, b"", reply(b"451 later"))]),
+        BYE,
+    ],
+    "flight-refused-then-reset": [
+        GREET,
+        PIPELINED_HELLO,
+        (
+            commands(("mail", b"a@x"), ("rcpt", b"b@y"), ("data",)),
+            b"MAIL FROM:<a@x>\r\nRCPT TO:<b@y>\r\nDATA\r\n",
+            b"250 m\r\n550 r\r\n554 d\r\n",
+            [
+                Answer(MAIL, b"a@x", reply(b"250 m")),
+                Answer(RCPT, b"b@y", reply(b"550 r")),
+                Answer(DATA, b"", reply(b"554 d")),
+            ],
+        ),
+        (
+            commands(("rset",), ("mail", b"z@x")),
+            b"RSET\r\nMAIL FROM:<z@x>\r\n",
+            b"250 r\r\n250 m\r\n",
+            [Answer(RSET, b"", reply(b"250 r")), Answer(MAIL, b"z@x", reply(b"250 m"))],
+        ),
+        BYE,
+    ],
+    "accepted-354-with-no-recipient": [
+        GREET,
+        PIPELINED_HELLO,
+        (
+            commands(("mail", b"a@x"), ("rcpt", b"b@y"), ("data",)),
+            b"MAIL FROM:<a@x>\r\nRCPT TO:<b@y>\r\nDATA\r\n",
+            b"250 m\r\n550 r\r\n354 d\r\n",
+            [
+                Answer(MAIL, b"a@x", reply(b"250 m")),
+                Answer(RCPT, b"b@y", reply(b"550 r")),
+                Answer(DATA, b"", reply(b"354 d")),
+            ],
+        ),
+        (message([]), b".\r\n", b"554 none\r\n", [Answer(END_OF_DATA, b"", reply(b"554 none"))]),
+        BYE,
+    ],
+    "helo-after-refused-ehlo": [
+        GREET,
+        (
+            commands(("ehlo", b"me")),
+            b"EHLO me\r\n",
+            b"502 what\r\n",
+            [Answer(EHLO, b"me", reply(b"502 what"))],
+        ),
+        (
+            commands(("helo", b"me")),
+            b"HELO me\r\n",
+            b"250 hi\r\n",
+            [Answer(HELO, b"me", reply(b"250 hi"))],
+        ),
+        BYE,
+    ],
+    "auth": [
+        GREET,
+        PLAIN_HELLO,
+        (
+            commands(("auth", "PLAIN", b"\0u\0p")),
+            b"AUTH PLAIN AHUAcA==\r\n",
+            b"535 no AHUAcA== here\r\n",
+            [Answer(AUTH, b"PLAIN", reply(b"535 no *** here"))],
+        ),
+        (
+            commands(("auth", "LOGIN")),
+            b"AUTH LOGIN\r\n",
+            b"334 VXNlcg==\r\n",
+            [Answer(AUTH, b"LOGIN", reply(b"334 VXNlcg=="))],
+        ),
+        (
+            commands(("auth_response", None)),
+            b"*\r\n",
+            b"501 given up\r\n",
+            [Answer(AUTH, b"", reply(b"501 given up"))],
+        ),
+        (
+            commands(("auth", "X", b"")),
+            b"AUTH X =\r\n",
+            b"334\r\n",
+            [Answer(AUTH, b"X", reply(b"334 "))],
+        ),
+        (
+            commands(("auth_response", b"u")),
+            b"dQ==\r\n",
+            b"235 in\r\n",
+            [Answer(AUTH, b"", reply(b"235 in"))],
+        ),
+        BYE,
+    ],
+    "starttls": [
+        GREET,
+        PIPELINED_HELLO,
+        (
+            commands(("starttls",)),
+            b"STARTTLS\r\n",
+            b"220 go\r\n",
+            [Answer(STARTTLS, b"", reply(b"220 go"))],
+        ),
+        (commands(("tls_established",)), b"", b"", []),
+        PLAIN_HELLO,
+        BYE,
+    ],
+    "greeting-refused": [
+        (nothing, b"", b"554 no\r\n", [Answer(GREETING, b"", reply(b"554 no"))]),
+        BYE,
+    ],
+}
+
+
+@pytest.mark.parametrize("script", DIALOGUES.values(), ids=DIALOGUES.keys())
+@pytest.mark.parametrize("cut", [whole, octet_by_octet])
+def test_dialogue(script, cut):
+    connection = play(script, cut)
+    assert (connection.state, connection.awaited) == (State.CLOSED, "")
+    connection.receive_data(b"250 nobody listens\r\n")
+    assert connection.next_event() is None
+
+
+@pytest.mark.parametrize("script", DIALOGUES.values(), ids=DIALOGUES.keys())
+def test_dialogue_with_a_reply_behind_each_step(script):
+    """After any step, one more reply answers nothing: it is an error, and stays one."""
+    for length in range(1, len(script)):
+        connection = play(script[:length], whole)
+        if connection.state is State.DATA:  # there the server owes a reply already
+            continue
+        connection.receive_data(b"250 one more\r\n")
+        messages = []
+        for _ in range(2):
+            with pytest.raises(RemoteProtocolError) as caught:
+                connection.next_event()
+            messages.append(str(caught.value))
+        expected = (
+            "octets after the reply to STARTTLS"
+            if script[length - 1][1] == b"STARTTLS\r\n"
+            else "reply without a command: 250 one more"
+        )
+        assert messages == [expected, expected]
+        with pytest.raises(LocalProtocolError):
+            connection.quit()
+
+
+def ready(*keywords):
+    """A connection after EHLO."""
+    connection = Connection()
+    connection.receive_data(b"220 hi\r\n")
+    assert connection.next_event() is not None
+    connection.ehlo(b"me")
+    connection.receive_data(
+        b"".join(b"250-" + word + b"\r\n" for word in (b"mx", *keywords)) + b"250 END\r\n"
+    )
+    assert connection.next_event() is not None
+    connection.data_to_send()
+    return connection
+
+
+def test_tls_voids_what_ehlo_said():
+    connection = ready(b"STARTTLS", b"PIPELINING", b"AUTH PLAIN")
+    connection.starttls()
+    connection.receive_data(b"220 go\r\n")
+    assert connection.next_event() is not None
+    with pytest.raises(LocalProtocolError):
+        connection.noop()
+    connection.tls_established()
+    assert (connection.extensions, connection.state) == ({}, State.GREETED)
+
+
+@pytest.mark.parametrize("injected", [b"2", b"250 ok\r\n", b"\x16\x03"])
+def test_octets_after_starttls_are_an_error_however_they_come(injected):
+    for together in (True, False):
+        connection = ready(b"STARTTLS")
+        connection.starttls()
+        connection.receive_data(b"220 go\r\n" + (injected if together else b""))
+        assert connection.next_event() == Answer(STARTTLS, b"", reply(b"220 go"))
+        if not together:
+            connection.receive_data(injected)
+        with pytest.raises(RemoteProtocolError, match="octets after the reply to STARTTLS"):
+            connection.tls_established()
+        with pytest.raises(RemoteProtocolError, match="octets after the reply to STARTTLS"):
+            connection.next_event()
+
+
+@pytest.mark.parametrize("octet", [b"\r", b"\n", b"\0", b"\r\nRCPT TO:<x@y>"])
+@pytest.mark.parametrize("where", ["ehlo", "helo", "mail", "rcpt", "parameter"])
+def test_nothing_is_written_for_an_argument_with_a_line_end(octet, where):
+    connection = ready(b"PIPELINING")
+    if where == "rcpt":
+        connection.mail(b"a@x")
+        connection.data_to_send()
+    arguments = (
+        (b"a@x", [b"SIZE=1" + octet]) if where == "parameter" else (b'"a' + octet + b'b"@x',)
+    )
+    with pytest.raises(LocalProtocolError):
+        getattr(connection, "mail" if where == "parameter" else where)(*arguments)
+    assert connection.data_to_send() == b""
+
+
+@pytest.mark.parametrize(
+    "path", [b"a@x> SIZE=1", b"a b@x", b"<a@x", b'"a@x', b"a\\ b@x", b"a\tb@x"]
+)
+def test_nothing_is_written_for_a_path_that_would_become_parameters(path):
+    connection = ready()
+    with pytest.raises(LocalProtocolError):
+        connection.mail(path)
+    assert connection.data_to_send() == b""
+
+
+@pytest.mark.parametrize(
+    "path", [b"", b"a@x", b'"a> b"@x', b'"a\\"> b"@x', b"\xc3\xa9@x", b"@h:a@x"]
+)
+def test_paths_that_stay_one_argument(path):
+    connection = ready()
+    connection.mail(path)
+    assert connection.data_to_send() == b"MAIL FROM:<" + path + b">\r\n"
+
+
+@pytest.mark.parametrize(
+    "calls",
+    [
+        pytest.param([("rcpt", b"a@x")], id="rcpt-first"),
+        pytest.param([("data",)], id="data-first"),
+        pytest.param([("mail", b""), ("data",)], id="data-without-recipient"),
+        pytest.param([("mail", b""), ("mail", b"")], id="two-mails"),
+        pytest.param([("mail", b""), ("rcpt", b"x"), ("data",), ("noop",)], id="behind-data"),
+        pytest.param([("mail", b""), ("starttls",)], id="starttls-in-transaction"),
+        pytest.param([("noop",), ("starttls",)], id="starttls-not-alone"),
+        pytest.param([("noop",), ("ehlo", b"x")], id="ehlo-not-alone"),
+        pytest.param([("auth", "PLAIN", b"x"), ("auth_response", b"y")], id="response-unasked"),
+        pytest.param([("auth_response", b"y")], id="response-first"),
+        pytest.param([("quit",), ("noop",)], id="behind-quit"),
+        pytest.param([("tls_established",)], id="tls-from-nowhere"),
+        pytest.param([("message", [])], id="message-without-354"),
+    ],
+)
+def test_out_of_order(calls):
+    connection = ready(b"PIPELINING")
+    commands(*calls[:-1])(connection)
+    written = connection.data_to_send()
+    with pytest.raises(LocalProtocolError):
+        commands(calls[-1])(connection)
+    assert (connection.data_to_send(), written.count(b"\r\n")) == (b"", len(calls) - 1)
+
+
+def test_one_at_a_time_unless_pipelining_is_offered():
+    connection = ready()
+    connection.mail(b"a@x")
+    with pytest.raises(LocalProtocolError):
+        connection.rcpt(b"b@x")
+
+
+@pytest.mark.parametrize(
+    ("command", "line"),
+    [("mail", b"354 x"), ("data", b"250 x"), ("rcpt", b"354 x"), ("ehlo", b"334 x")],
+)
+def test_a_reply_of_a_class_the_command_does_not_have(command, line):
+    """A 250 to DATA must never pass for a message delivered."""
+    connection = ready(b"PIPELINING")
+    steps = {
+        "mail": [("mail", b"")],
+        "rcpt": [("mail", b""), ("rcpt", b"x")],
+        "data": [("mail", b""), ("rcpt", b"x"), ("data",)],
+        "ehlo": [("ehlo", b"x")],
+    }
+    commands(*steps[command])(connection)
+    connection.receive_data(b"250 ok\r\n" * (len(steps[command]) - 1) + line + b"\r\n")
+    for _ in steps[command][:-1]:
+        assert connection.next_event() is not None
+    with pytest.raises(RemoteProtocolError, match="unexpected reply"):
+        connection.next_event()
+    assert connection.state is State.CLOSED
+
+
+def in_data():
+    connection = ready(b"PIPELINING")
+    commands(("mail", b""), ("rcpt", b"x"), ("data",))(connection)
+    connection.receive_data(b"250 ok\r\n250 ok\r\n354 go\r\n")
+    assert [connection.next_event().command for _ in range(3)] == [MAIL, RCPT, DATA]
+    return connection
+
+
+def test_an_early_refusal_is_the_answer_to_the_message():
+    connection = in_data()
+    pieces = connection.message([b"x" * 70_000, b"y" * 70_000])
+    next(pieces)
+    assert connection.awaited == DATA
+    connection.receive_data(b"552 too big\r\n")
+    assert connection.next_event() == Answer(END_OF_DATA, b"", reply(b"552 too big"))
+    assert connection.state is State.CLOSED
+
+
+def test_an_early_250_is_an_error():
+    connection = in_data()
+    next(connection.message([b"x" * 70_000]))
+    connection.receive_data(b"250 queued\r\n")
+    with pytest.raises(RemoteProtocolError, match="acknowledged before it was sent"):
+        connection.next_event()
+
+
+def test_once_the_message_is_out_it_is_the_end_of_data_that_is_awaited():
+    connection = in_data()
+    assert b"".join(connection.message([b"a\n"])) == b"a\r\n.\r\n"
+    assert connection.awaited == END_OF_DATA
+
+
+def test_a_421_closes_at_any_point():
+    connection = ready(b"PIPELINING")
+    commands(("mail", b""), ("rcpt", b"x"), ("data",))(connection)
+    connection.receive_data(b"250 ok\r\n421 bye\r\n250 late\r\n")
+    assert [connection.next_event() for _ in range(3)] == [
+        Answer(MAIL, b"", reply(b"250 ok")),
+        Answer(RCPT, b"x", reply(b"421 bye")),
+        None,
+    ]
+    assert (connection.state, connection.awaited) == (State.CLOSED, "")
+
+
+def test_the_trace_has_every_line_and_no_secret():
+    lines = []
+    connection = Connection(lines.append)
+    connection.receive_data(b"220-a\r\n220 b\x1b\r\n")
+    connection.next_event()
+    connection.ehlo(b"me")
+    connection.receive_data(b"250 mx\r\n")
+    connection.next_event()
+    connection.auth("PLAIN", b"\0user\0secret")
+    connection.receive_data(b"500 unknown: AUTH PLAIN AHVzZXIAc2Vj...\r\n")
+    assert connection.next_event() == Answer(
+        AUTH, b"PLAIN", reply(b"500 unknown: AUTH PLAIN ***...")
+    )
+    assert lines == [
+        "S: 220 a",
+        "S: 220 b\\x1b",
+        "C: EHLO me",
+        "S: 250 mx",
+        "C: AUTH PLAIN ***",
+        "S: 500 unknown: AUTH PLAIN ***...",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("lines", "extensions", "size", "mechanisms"),
+    [
+        pytest.param(
+            [b"mx", b"size 1000", b"8bitMIME"],
+            {"SIZE": ("1000",), "8BITMIME": ()},
+            1000,
+            (),
+            id="case",
+        ),
+        pytest.param([b"SIZE 5"], {}, 0, (), id="first-line-is-no-keyword"),
+        pytest.param([b"mx", b"SIZE"], {"SIZE": ()}, 0, (), id="size-unsaid"),
+        pytest.param([b"mx", b"SIZE -1"], {"SIZE": ("-1",)}, 0, (), id="size-negative"),
+        pytest.param(
+            [b"mx", b"SIZE " + b"9" * 5000], {"SIZE": ("9" * 5000,)}, 0, (), id="size-huge"
+        ),
+        pytest.param(
+            [b"mx", b"AUTH plain LOGIN", b"AUTH=LOGIN XX"],
+            {"AUTH": ("plain", "LOGIN", "LOGIN", "XX")},
+            0,
+            ("PLAIN", "LOGIN", "XX"),
+            id="auth-both",
+        ),
+        pytest.param([b"mx", b"AUTH=LOGIN"], {"AUTH": ("LOGIN",)}, 0, ("LOGIN",), id="auth-old"),
+        pytest.param([b"mx", b"", b" ", b"X\xff y"], {"X\\XFF": ("y",)}, 0, (), id="odd"),
+    ],
+)
+def test_extensions(lines, extensions, size, mechanisms):
+    parsed = Extensions.parse(Reply(250, tuple(lines)))
+    assert (parsed, parsed.size, parsed.auth) == (extensions, size, mechanisms)
+
+
+def test_the_table_is_closed():
+    """Every state that a command leads to is one in which something may be done, and every command is in the table."""
+    states = {
+        s
+        for row in TRANSITIONS.values()
+        for s in (row.sent, *row.replies.values())
+        if s is not None
+    }
+    used = {s for row in TRANSITIONS.values() for s in row.allowed}
+    assert states - used == {State.CLOSED, State.TLS}
+    assert set(TRANSITIONS) == {
+        GREETING,
+        EHLO,
+        HELO,
+        STARTTLS,
+        AUTH,
+        MAIL,
+        RCPT,
+        DATA,
+        END_OF_DATA,
+        RSET,
+        NOOP,
+        QUIT,
+    }
+    assert all(len(row.replies) >= 3 for row in TRANSITIONS.values())
+
+
+REPLIES = st.sampled_from(
+    [
+        b"220 a\r\n",
+        b"250 ok\r\n",
+        b"250-mx\r\n250 PIPELINING\r\n",
+        b"354 go\r\n",
+        b"334 \r\n",
+        b"421 bye\r\n",
+        b"451 x\r\n",
+        b"550 5.1.1 y\n",
+        b"250",
+        b"\r\n",
+        b"\xff",
+        b"-",
+    ]
+)
+
+
+@given(st.lists(REPLIES, max_size=12), st.data())
+@settings(max_examples=200, deadline=None)
+def test_any_octets_in_any_pieces(tokens, data):
+    """Never another exception than SmtpError, and never a difference that depends on packet boundaries."""
+    octets = b"".join(tokens)
+    cuts = sorted(data.draw(st.lists(st.integers(0, len(octets)), max_size=6)))
+    pieces = [octets[a:b] for a, b in zip([0, *cuts], [*cuts, len(octets)], strict=True)]
+
+    def run(pieces):
+        connection, log = ready(b"PIPELINING"), []
+        commands(("mail", b"a@x"), ("rcpt", b"b@x"), ("rcpt", b"c@x"), ("data",))(connection)
+        try:
+            for piece in pieces:
+                connection.receive_data(piece)
+                while (answer := connection.next_event()) is not None:
+                    log.append(answer)
+        except SmtpError as error:
+            log.append(str(error))
+        return log, connection.state
+
+    assert run(pieces) == run([octets]) == run(octet_by_octet(octets))

@@ -1,0 +1,60 @@
+"""What the trailer says of a message never depends on the pieces in which it came."""
+
+from binascii import crc32
+
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from minisend.spool.enqueue import Counter
+from minisend.spool.record import BARE_CR, EIGHT_BIT, HAS_NUL, LONG_LINE, Trailer
+
+
+def naive(message: bytes) -> Trailer:
+    """The same without any cleverness."""
+    lines = [line.removesuffix(b"\r") for line in message.split(b"\n")]
+    flags = {
+        EIGHT_BIT: any(octet > 127 for octet in message),
+        HAS_NUL: b"\0" in message,
+        BARE_CR: b"\r" in message.replace(b"\r\n", b""),
+        LONG_LINE: any(len(line) > 998 for line in lines),
+    }
+    return Trailer(
+        len(message),
+        message.count(b"\n"),
+        f"{crc32(message):08x}",
+        "".join(sorted(flag for flag, found in flags.items() if found)),
+        7,
+    )
+
+
+def counted(pieces: list[bytes]) -> Trailer:
+    counter = Counter()
+    for piece in pieces:
+        counter.add(piece)
+    return counter.trailer(7)
+
+
+lengths = st.sampled_from([0, 1, 70, 500, 996, 997, 998, 999, 1000, 1001, 1995, 1996, 1997, 2500])
+ends = st.sampled_from([b"\n", b"\r\n", b"\r", b"\r\r\n", b"", b"\0", b"\xe9", b"\n\n", b"\n\r"])
+messages = st.lists(st.tuples(lengths, ends), max_size=8).map(
+    lambda parts: b"".join(b"x" * length + end for length, end in parts)
+)
+
+
+@given(messages, st.lists(st.integers(0, 8000), max_size=6))
+@example(b"x" * 999 + b"\nx", [999])
+@example(b"x" * 998 + b"\r\nx", [999])
+@example(b"x" * 998 + b"\r\r\n", [999, 1000])
+@example(b"x" * 998 + b"\r", [])
+@example(b"x" * 997 + b"\r\r", [998])
+def test_any_cut(message, cuts):
+    places = [0, *sorted({cut for cut in cuts if 0 < cut < len(message)}), len(message)]
+    pieces = [
+        message[start:end] for start, end in zip(places, places[1:], strict=False) if end > start
+    ]
+    assert counted(pieces) == naive(message)
+
+
+@given(messages)
+def test_octet_by_octet(message):
+    assert counted([message[n : n + 1] for n in range(len(message))]) == naive(message)
