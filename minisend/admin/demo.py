@@ -12,6 +12,7 @@ environment on, and talks to the loopback interface only.  Needs nothing but Pyt
 """
 
 import json
+import os
 import select
 import shlex
 import signal
@@ -78,6 +79,8 @@ def demo(recipient: str) -> int:
     except _Failed as exc:
         write(1, "\n" + paint(RED, f"FAILED: {printable(str(exc))}") + "\n")
         return 1
+    except BrokenPipeError:
+        return 1  # whoever was to see that all is well has gone
     finally:
         for number, handler in old.items():
             signal.signal(number, handler)
@@ -93,10 +96,15 @@ def _message_on_stdin() -> bytes | None:
     """What is on standard input, None when that is a terminal or empty."""
     if sys.stdin is None or sys.stdin.isatty():
         return None
-    if not select.select([sys.stdin], [], [], _STDIN_SECONDS)[0]:
+    fd = sys.stdin.fileno()
+    if not select.select([fd], [], [], _STDIN_SECONDS)[0]:
         write(2, "minisend: nothing came on standard input: using the sample message\n")
         return None
-    return sys.stdin.buffer.read() or None
+    pieces = []
+    while piece := os.read(fd, 65536):
+        pieces.append(piece)
+        select.select([fd], [], [])  # the caller may have left it in non-blocking mode
+    return b"".join(pieces) or None
 
 
 def _run(message: bytes, arguments: list[str], recipients: list[bytes], paint: Paint) -> None:
@@ -110,7 +118,7 @@ def _run(message: bytes, arguments: list[str], recipients: list[bytes], paint: P
 
         steps.heading("sendmail takes a message on standard input and queues it")
         steps.run(["sendmail", "-odq", "-i", "-f", _SENDER, *arguments], stdin=message)
-        steps.show(message, "| ")
+        steps.show(message)
 
         steps.heading("mailq shows it waiting")
         waiting = steps.run(["mailq"])
@@ -126,7 +134,7 @@ def _run(message: bytes, arguments: list[str], recipients: list[bytes], paint: P
             raise _Failed(f"the server got {len(server.received)} messages in place of 1")
         received = server.received[0]
         _show_envelope(received, steps)
-        steps.show(received.octets.replace(b"\r\n", b"\n"), "| ")
+        steps.show(received.octets.replace(b"\r\n", b"\n"))
 
         steps.heading("mailq shows an empty queue")
         left = steps.run(["mailq"])
@@ -175,17 +183,16 @@ class _Steps:
 
     def text(self, text: str) -> None:
         """What a program said."""
-        write(1, "".join(f"   {line}\n" for line in text.splitlines()))
+        write(1, "".join(f"   {line}".rstrip() + "\n" for line in text.splitlines()))
 
-    def show(self, octets: bytes, margin: str) -> None:
+    def show(self, octets: bytes) -> None:
         """A message; a long one is cut."""
+        margin = self._paint(DIM, "|")
         lines = octets.splitlines()
         for line in lines[:_SHOWN_LINES]:
-            write(1, "   " + self._paint(DIM, margin) + printable(line.expandtabs()) + "\n")
+            write(1, f"   {margin} {printable(line.expandtabs())}".rstrip() + "\n")
         if len(lines) > _SHOWN_LINES:
-            write(
-                1, f"   {self._paint(DIM, margin)}... and {len(lines) - _SHOWN_LINES} lines more\n"
-            )
+            write(1, f"   {margin} ... and {len(lines) - _SHOWN_LINES} lines more\n")
 
     def run(self, words: list[str], stdin: bytes = b"") -> str:
         """Run a program as a process of its own; returns what it says on standard output.

@@ -55,6 +55,10 @@ class Sink:
         self._thread.join()
         self._listener.close()
 
+    def take(self, message: Received) -> None:
+        """Keep a message; the client has its answer when this has returned."""
+        self.received.append(message)
+
     def _serve(self) -> None:
         while not self._ending:
             try:
@@ -96,7 +100,7 @@ class Sink:
                     case MessageData():
                         pieces.append(event.octets)
                     case MessageEnd():
-                        self.received.append(Received(sender, tuple(recipients), b"".join(pieces)))
+                        self.take(Received(sender, tuple(recipients), b"".join(pieces)))
                         server.reply(250, "message taken", "2.0.0")
                         pieces = []
                     case Reset():

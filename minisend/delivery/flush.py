@@ -17,10 +17,11 @@ from typing import NoReturn
 from minisend.address import qualify, split
 from minisend.config import Config
 from minisend.delivery import policy, retry, slots
+from minisend.delivery.policy import Verdict
 from minisend.delivery.remote import Content, Remote
 from minisend.delivery.route import NextHop, route
 from minisend.envelope import FAILED, Outcome
-from minisend.errors import SpoolError
+from minisend.errors import MinisendError, SpoolError
 from minisend.log import Log, line
 from minisend.message.complete import complete, facts_for
 from minisend.message.header import HEADER_LIMIT
@@ -149,15 +150,18 @@ def _deliver(
     summary.tried += 1
     queue_id = entry.envelope.queue_id
     try:
-        entry.reserve(len(entry.envelope.recipients))
-        if _attempt(config, entry, remote, log):
+        if entry.pending and _attempt(config, entry, remote, log):
             summary.delivered += 1
-        elif entry.pending and _wait(config, entry):
+        elif entry.pending and _wait(config, entry, log):
             summary.deferred += 1
-        else:
+        elif entry.failed:
             # Kept until somebody can be told of it: nothing is dropped.
             entry.move_to("failed")
             summary.failed += 1
+        else:
+            # All of it was delivered and recorded before, and only its removal is missing.
+            entry.remove()
+            summary.delivered += 1
     except NoRoom as exc:
         summary.deferred += 1
         log.error(
@@ -169,7 +173,7 @@ def _deliver(
         summary.deferred += 1
         log.error(line(queue_id, event="held", status="4.3.0", reason=str(exc)))
     except OSError as exc:
-        # Before the attempt, or after its record: the message is as safe as it was.
+        # Nothing was delivered that is not recorded: the message is as safe as it was.
         summary.deferred += 1
         log.error(
             line(queue_id, event="postponed", status="4.3.0", reason=f"queue: {exc.strerror}")
@@ -182,15 +186,11 @@ class _NotRecorded(Exception):
 
 def _attempt(config: Config, entry: Entry, remote: Remote, log: Log) -> bool:
     """One attempt for every pending recipient, recorded.  True when the message is delivered, and removed."""
-    content = _content(entry, config)
-    sender = entry.envelope.sender
-    if sender:
-        sender = qualify(sender, config.mail_domain.encode())
     groups = _groups(entry, config)
     attempt = entry.attempts + 1
     counts = False
     for number, (hop, recipients) in enumerate(groups.items(), 1):
-        verdicts = remote.attempt(hop, sender, recipients, content)
+        verdicts = _ask(config, entry, remote, hop, recipients, log)
         # A fault of this machine says nothing about the server and does not advance the back-off.
         counts = counts or any(verdict.scope != policy.LOCAL for verdict in verdicts)
         outcomes = [verdict.outcome for verdict in verdicts]
@@ -198,37 +198,84 @@ def _attempt(config: Config, entry: Entry, remote: Remote, log: Log) -> bool:
             _log_outcome(log, entry, outcome, recipients[outcome.recipient])
         done = number == len(groups) and _delivered([*entry.latest.values(), *outcomes])
         try:
-            if done:
-                entry.remove()
-            else:
+            if not (done and _removed(entry, log)):
                 entry.record(outcomes, attempt if counts else entry.attempts)
         except OSError as exc:
-            _hold(entry, exc, delivered=_delivered(outcomes) and number == len(groups))
+            if any(map(_is_delivered, outcomes)):
+                _hold(entry, exc)
+            # An attempt in which nobody took the message may be made again.
+            raise
         if done:
             return True
     return False
 
 
+def _ask(
+    config: Config,
+    entry: Entry,
+    remote: Remote,
+    hop: NextHop,
+    recipients: dict[int, bytes],
+    log: Log,
+) -> list[Verdict]:
+    """One next hop's verdicts, with room on the disk for what they come to."""
+    # Here and not once for all hops: each record gives back what it did not need.
+    entry.reserve(len(recipients))
+    try:
+        content = _content(entry, config)
+        sender = entry.envelope.sender
+        if sender:
+            sender = qualify(sender, config.mail_domain.encode())
+        return remote.attempt(hop, sender, recipients, content)
+    except (BrokenRecord, OSError):
+        raise
+    except Exception as exc:  # noqa: BLE001 - a bug that one message meets must not keep the others waiting
+        import traceback
+
+        trace = "".join(traceback.format_exception(exc))
+        log.error(line(entry.envelope.queue_id, event="bug", trace=trace))
+        bug = MinisendError(f"internal error, please report it: {type(exc).__name__}: {exc}")
+        return [policy.judge(index, bug, at=time.time()) for index in recipients]
+
+
+def _removed(entry: Entry, log: Log) -> bool:
+    """Remove a message that all its recipients have; False when its outcome must be written down instead."""
+    try:
+        entry.remove()
+    except OSError as exc:
+        log.error(
+            line(
+                entry.envelope.queue_id,
+                event="kept",
+                reason=f"delivered, but its file cannot be removed: {exc.strerror}",
+            )
+        )
+        return False
+    return True
+
+
+def _is_delivered(outcome: Outcome) -> bool:
+    return outcome.final and outcome.action != FAILED
+
+
 def _delivered(outcomes: list[Outcome]) -> bool:
-    latest = {outcome.recipient: outcome for outcome in outcomes}
-    return all(outcome.final and outcome.action != FAILED for outcome in latest.values())
+    """The last outcome of each recipient is a delivery."""
+    return all(map(_is_delivered, {outcome.recipient: outcome for outcome in outcomes}.values()))
 
 
-def _hold(entry: Entry, why: OSError, *, delivered: bool) -> NoReturn:
-    """What was done cannot be written down: make sure that it is not done again."""
+def _hold(entry: Entry, why: OSError) -> NoReturn:
+    """What was delivered cannot be written down: make sure that it is not delivered again."""
     # The claim lasts as long as this process: no other flusher may take the message before a person has looked.
     entry.keep_claim()
+    text = f"delivered to some or all recipients, which cannot be recorded: {why.strerror}"
     try:
-        if delivered:
-            entry.remove()
-        else:
-            entry.move_to("hold")
-    except OSError as exc:
-        why = exc
-    raise _NotRecorded(f"the outcome of an attempt could not be recorded: {why.strerror}") from why
+        entry.move_to("hold")
+    except (OSError, SpoolError) as exc:
+        text += f"; not moved to queue/hold either: {exc}"
+    raise _NotRecorded(text) from why
 
 
-def _wait(config: Config, entry: Entry) -> bool:
+def _wait(config: Config, entry: Entry, log: Log) -> bool:
     """Defer the message to its next attempt; False when its time is over and its recipients have failed."""
     now = time.time()
     spool = config.spool
@@ -244,14 +291,15 @@ def _wait(config: Config, entry: Entry) -> bool:
     if until is not None:
         entry.defer(until)
         return True
-    entry.record(
-        [policy.expired(entry.latest[index], now) for index in entry.pending], entry.attempts
-    )
+    outcomes = [policy.expired(entry.latest[index], now) for index in entry.pending]
+    for outcome in outcomes:
+        _log_outcome(log, entry, outcome, _address(entry, config, outcome.recipient))
+    entry.record(outcomes, entry.attempts)
     return False
 
 
 def _log_outcome(log: Log, entry: Entry, outcome: Outcome, address: bytes) -> None:
-    write = log.info if outcome.final and outcome.action != FAILED else log.warning
+    write = log.info if _is_delivered(outcome) else log.warning
     write(
         line(
             entry.envelope.queue_id,

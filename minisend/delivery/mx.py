@@ -293,7 +293,7 @@ def _mx_hosts(domain: str, resolver: Resolver, deadline: float) -> list[tuple[in
     for record in records:
         preference, _, host = record.partition(" ")
         hosts.append((int(preference), _normal(host)))
-    if len(hosts) == 1 and not hosts[0][1]:
+    if hosts and not any(host for _, host in hosts):
         raise Unroutable(f"the domain {domain} does not accept mail (null MX, RFC 7505)", "5.1.10")
     # Beside others a "." is against RFC 7505 section 3, and says nothing that could be acted on.
     return sorted((p, host) for p, host in hosts if host) or [(0, domain)]

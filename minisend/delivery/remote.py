@@ -16,7 +16,7 @@ from minisend.delivery.mx import Target
 from minisend.delivery.policy import Verdict
 from minisend.delivery.route import SMARTHOST, NextHop
 from minisend.delivery.secrets import credentials
-from minisend.errors import MinisendError
+from minisend.errors import ConfigError, MinisendError
 from minisend.smtp.session import Deadlines, Session
 from minisend.smtp.stream import HandshakeError, connect
 
@@ -88,6 +88,9 @@ class Remote:
                 continue
             try:
                 session = self._open(hop, target)
+            except ConfigError as error:
+                # Found out before anybody was asked.
+                self._judge(waiting, latest, error, "")
             except MinisendError as error:
                 self._judge(waiting, latest, error, target.remote_mta)
             else:
@@ -162,7 +165,8 @@ class Remote:
                 indexes, results, remote_mta=target.remote_mta, at=time.time()
             )
             _settle(waiting, latest, verdicts)
-            again = any(verdict.then == policy.AGAIN for verdict in verdicts)
+            # Only while each transaction settles somebody: a server may take some recipients and then no message.
+            again = len(waiting) < len(indexes) and any(v.then == policy.AGAIN for v in verdicts)
         self._keep(hop, target, session)
 
     def _keep(self, hop: NextHop, target: Target, session: Session) -> None:

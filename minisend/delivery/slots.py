@@ -6,25 +6,40 @@ A slot is a lock on ``<spool>/slots/<number>``; it is free again when its holder
 import fcntl
 import os
 
+from minisend.errors import SpoolError
+
 # As many as there may be destinations that hang before new mail has to wait for the next flush.
 SLOTS = 2
 
 
 def take(spool: str) -> int | None:
-    """A descriptor that holds a slot until it is closed, or None when all are taken."""
+    """A descriptor that holds a slot until it is closed, or None when all are taken.
+
+    Raises SpoolError when there can be no slots: no spool, a disk that takes no file.
+    """
     directory = f"{spool}/slots"
     try:
-        os.mkdir(directory, 0o700)
-    except FileExistsError:
-        pass
-    for number in range(SLOTS):
-        fd = os.open(
-            f"{directory}/{number}", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600
-        )
         try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(fd)
-        else:
-            return fd
+            os.mkdir(directory, 0o700)
+        except FileExistsError:
+            pass
+        for number in range(SLOTS):
+            fd = _lock(f"{directory}/{number}")
+            if fd is not None:
+                return fd
+    except OSError as exc:
+        raise SpoolError(f"{exc.filename or directory}: {exc.strerror}") from exc
     return None
+
+
+def _lock(path: str) -> int | None:
+    """A descriptor of the locked file, None when another process has it."""
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as exc:
+        os.close(fd)
+        if isinstance(exc, BlockingIOError):
+            return None
+        raise
+    return fd

@@ -43,6 +43,8 @@ if TYPE_CHECKING:
 #: Octets of a command line with its CRLF (RFC 5321 section 4.5.3.1.4): a longer AUTH waits to be asked (RFC 4954 section 4).
 _COMMAND_LINE = 512
 
+_TLS_LEVELS = ("none", "opportunistic", "starttls", "implicit")
+
 #: Octets written under one deadline.
 _PIECE = 16 * 1024
 
@@ -130,6 +132,8 @@ class Session:
         allow_cleartext: bool = False,
         check_certificate: Callable[[bytes], None] | None = None,
     ) -> None:
+        if tls not in _TLS_LEVELS:
+            raise LocalProtocolError(f"not a level of TLS: {tls!r}")  # and must not pass for "none"
         self._stream = stream
         self._hello_name = hello
         self._tls = tls

@@ -59,12 +59,13 @@ def submit(options: Options, config_file: str | None) -> int:
         ret=options.ret,
         envid=options.envid,
     )
+    signals = _stop_on_signals()
     message = pieces()
     if not options.dot_is_data:
         message = until_dot(message)
     if options.from_headers:
         message = _take_header_recipients(envelope, message)
-    hand_over(facts, envelope, _until_stopped(message))
+    hand_over(facts, envelope, _then_ignoring(signals, message))
     if options.delivery != "queue":
         waits = options.delivery == "interactive"
         start_flusher(
@@ -75,16 +76,21 @@ def submit(options: Options, config_file: str | None) -> int:
     return 0
 
 
-def _until_stopped(message: "Iterator[bytes]") -> "Iterator[bytes]":
-    """``message``; a signal while it is read raises KeyboardInterrupt with its number, one after its end does nothing.
-
-    The message may be durable a moment later, and who sees us end by a signal would send it again.
-    """
+def _stop_on_signals() -> "list[int]":
+    """From here on a signal raises KeyboardInterrupt with its number.  Returns those that the caller does not ignore."""
     caught = [number for number in _SIGNALS if _signal.getsignal(number) is not _signal.SIG_IGN]
     for number in caught:
         _signal.signal(number, _stop)
+    return caught
+
+
+def _then_ignoring(signals: "list[int]", message: "Iterator[bytes]") -> "Iterator[bytes]":
+    """``message``; once it has been read the signals do nothing any more.
+
+    It may be durable a moment later, and who sees us end by a signal would send it again.
+    """
     yield from message
-    for number in caught:
+    for number in signals:
         _signal.signal(number, _signal.SIG_IGN)
 
 
@@ -140,15 +146,15 @@ def _take_header_recipients(envelope: Envelope, message: "Iterator[bytes]") -> "
     from minisend.message.recipients import header_recipients
 
     end = HeaderEnd()
-    head = bytearray()
+    read = bytearray()
     complete = True
     for piece in message:
-        head += piece
-        if end.reached(head):
+        read += piece
+        if end.reached(read):
             complete = False
             break
-    first = bytes(head)
-    header = split(first, complete=complete)
+    head = bytes(read)
+    header = split(head, complete=complete)
     if header.too_long:
         raise DataError(
             f"no end of the header within {HEADER_LIMIT} octets: cannot take recipients from it (-t)"
@@ -159,7 +165,7 @@ def _take_header_recipients(envelope: Envelope, message: "Iterator[bytes]") -> "
         raise UsageError("no recipients: none in To, Cc or Bcc, and none as arguments")
 
     def whole() -> "Iterator[bytes]":
-        yield first
+        yield head
         yield from message
 
     return whole()

@@ -59,6 +59,7 @@ def test_other_forms_of_the_same_message(sent):
         (b"first\r\n", b"", "line 1 of the body differs: sent b'first', arrived b'.'"),
         (b"\r\n.\r\n", b"\r\n..\r\n", "line 2 of the body differs: sent b'.', arrived b'..'"),
         (b"last\r\n", b"last \r\n", "line 3 of the body differs: sent b'last', arrived b'last '"),
+        (b"last", b"lost", "line 3 of the body differs: sent b'last', arrived b'lost'"),
         (b"last\r\n", b"last\r\n\r\n", "the body has 4 lines in place of 3"),
         (b"first\r\n", b"first\n", "a line that arrived does not end with CRLF"),
         (b"first\r\n", b"first\r\r\n", "a line that arrived does not end with CRLF"),

@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+import posix
 import re
 import subprocess
 import sys
@@ -109,6 +110,40 @@ def test_every_state_whole(crafted, capfd, refused):
         "\t\tTotal requests: 5\n"
         "-- 2 Kbytes in 5 Requests.\n"
     )
+
+
+def test_recipients_with_one_reason_share_its_line(crafted, capfd, refused):
+    """A failed message shows those that failed and those that were still waiting, in their order."""
+    crafted.add("0000000000000001", recipients=(b"a@e.org", b"b@e.org", b"c@e.org", b"d@e.org"))
+    crafted.attempt(
+        "0000000000000001",
+        [
+            refused(0),
+            refused(1),
+            Outcome(2, FAILED, "5.1.1", "no such user", at=NOW),
+            Outcome(3, RELAYED, "2.0.0", "ok", at=NOW),
+        ],
+        state="failed",
+    )
+    assert listing(crafted, capfd) == (
+        HEADINGS
+        + "0000000000000001#       22 Mon Nov 23 13:26:57 tester@example.org\n"
+        + why("(connect to 127.0.0.1:2525: Connection refused; will not be tried again)")
+        + "                                               a@e.org\n"
+        "                                               b@e.org\n"
+        + why("(no such user; failed)")
+        + "                                               c@e.org\n"
+        "\n"
+        "\t\tTotal requests: 1\n"
+        "-- 0 Kbytes in 1 Request.\n"
+    )
+
+
+def test_deferred_messages_are_in_the_order_of_their_next_attempts(crafted, capfd):
+    for number, until in ((1, 300), (2, 100), (3, 200)):
+        crafted.add(f"000000000000000{number}")
+        crafted.attempt(f"000000000000000{number}", [], until=NOW + until)
+    assert re.findall(r"^0{15}(\d)", listing(crafted, capfd), re.MULTILINE) == ["2", "3", "1"]
 
 
 def test_one_request_is_singular(crafted, capfd):
@@ -276,6 +311,17 @@ def test_reader_that_has_enough_is_no_error(crafted):
         program.stdout.close()
         assert program.stderr.read() == b""
         assert program.wait() == 0
+
+
+def test_descriptor_that_takes_little_at_a_time(crafted, capfd, monkeypatch):
+    """A short write is not the end: nothing is lost and nothing stands twice."""
+    crafted.add("0000000000000001")
+    whole = listing(crafted, capfd)
+    write = posix.write
+    monkeypatch.setattr(
+        "minisend.admin.terminal.posix.write", lambda fd, octets: write(fd, octets[:7])
+    )
+    assert listing(crafted, capfd) == whole
 
 
 def test_full_standard_output_is_an_error(crafted):

@@ -233,6 +233,14 @@ def test_table_fits_the_terminal(crafted, queue, monkeypatch, columns):
     assert lines[1].index("s…") < lines[1].index(" rrr")
 
 
+@pytest.mark.parametrize("length", [1, 79, 80, 81, 300])
+def test_cut(length):
+    from minisend.admin.queue import _cut
+
+    text = "x" * length
+    assert _cut(text, 80) == (text if length <= 80 else "x" * 79 + "…")
+
+
 @pytest.mark.parametrize(
     ("octets", "shown"),
     [

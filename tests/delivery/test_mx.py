@@ -242,6 +242,12 @@ LOOP = "mail for example.net loops back to this machine: its best MX is "
             id="null MX",
         ),
         pytest.param(
+            {("example.net", "MX"): ("0 .", "5 ."), ("example.net", "A"): ("192.0.2.1",)},
+            "5.1.10",
+            "the domain example.net does not accept mail (null MX, RFC 7505)",
+            id="null MX, twice",
+        ),
+        pytest.param(
             {("example.net", "TXT"): ("x",)},
             "5.4.4",
             "no server for example.net has an address",
@@ -276,6 +282,12 @@ LOOP = "mail for example.net loops back to this machine: its best MX is "
             "4.4.3",
             "looking up the servers for example.net: all servers said SERVFAIL",
             id="one may come back, the others never",
+        ),
+        pytest.param(
+            {("example.net", "MX"): ("0 .", "10 here.example.")},
+            "5.4.6",
+            LOOP + "here.example",
+            id="a null MX before us is not better",
         ),
         pytest.param(
             {("example.net", "MX"): ("10 here.example.", "20 a.example.net."), **A},
@@ -414,10 +426,17 @@ def test_time_up_before_anything_was_found() -> None:
 
 def test_there_is_an_end_to_servers() -> None:
     zone: Zone = {("example.net", "MX"): tuple(f"{n} h{n}.example.net." for n in range(10, 110))}
-    zone.update({(f"h{n}.example.net", "A"): (f"192.0.2.{n}",) for n in range(10, 110)})
+    zone.update(
+        {
+            (f"h{n}.example.net", "A"): (f"192.0.2.{n}", f"198.51.100.{n}", f"203.0.113.{n}")
+            for n in range(10, 110)
+        }
+    )
     script = Script(zone)
-    assert find(script) == [f"h{n}.example.net 192.0.2.{n}" for n in range(10, 30)]
-    assert len(script.asked) == 1 + 2 * 20
+    found = find(script)
+    assert len(found) == 20
+    assert found[-1] == "h16.example.net 198.51.100.16"
+    assert len(script.asked) == 1 + 2 * 7
 
 
 _hosts = st.lists(st.tuples(st.integers(0, 3), st.sampled_from("abcdefgh")), max_size=8)
@@ -547,6 +566,7 @@ def test_documentation_addresses_are_not(address: str) -> None:
         pytest.param({"198.51.100.7"}, "198.51.100.7", True, id="an interface's"),
         pytest.param({"198.51.100.7"}, "::ffff:198.51.100.7", True, id="the same, mapped"),
         pytest.param({"2001:db8::7"}, "2001:db8::7", True, id="IPv6"),
+        pytest.param({"0.0.0.0", "192.0.2.1"}, "0.0.0.0", True, id="unspecified, ip_nonlocal_bind"),
         pytest.param({"198.51.100.7"}, "198.51.100.8", False, id="a neighbour's"),
         pytest.param({"198.51.100.7", "192.0.2.1"}, "198.51.100.7", False, id="ip_nonlocal_bind"),
         pytest.param(

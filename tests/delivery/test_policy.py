@@ -361,7 +361,7 @@ def test_a_fault_of_this_machine_does_not_hide_what_a_server_said() -> None:
     later = judge(1, answer("RCPT TO", 550, b"no"), remote_mta=MTA, at=7.0)
     bad_config = judge(1, ConfigError("why"), at=8.0)
     assert local.after(None) == local
-    assert local.after(local) == local
+    assert local.after(bad_config) == local
     assert refused.after(local) == refused
     assert later.after(refused) == later
     assert local.after(refused) == Verdict(refused.outcome, NEXT, SITE)

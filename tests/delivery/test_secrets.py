@@ -192,7 +192,14 @@ def test_the_exemption_does_not_leave_the_directory(secret: Path, name: str) -> 
     )
 
 
-def test_an_unset_directory_exempts_nothing(secret: Path) -> None:
+def test_a_directory_of_a_longer_name_is_another(secret: Path) -> None:
+    secret.chmod(0o444)
+    environ = {b"CREDENTIALS_DIRECTORY": os.fsencode(secret.with_name("sec"))}
+    assert "mode 0444" in refusal(smarthost(password_file=str(secret)), environ)
+
+
+def test_an_unset_directory_exempts_nothing(secret: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(secret.parent)
     secret.chmod(0o444)
     assert "mode 0444" in refusal(
         smarthost(password_file=str(secret)), {b"CREDENTIALS_DIRECTORY": b""}
@@ -244,13 +251,28 @@ def command(script: str) -> Smarthost:
         pytest.param("print('s3cret\\nsecond\\n')", b"s3cret", id="first of many"),
         pytest.param("sys.stdout.write('s3cret')", b"s3cret", id="no line end"),
         pytest.param("os.write(2, b'noise'); print('s3cret')", b"s3cret", id="stderr apart"),
-        pytest.param("print('s3cret' + sys.stdin.read())", b"s3cret", id="stdin is empty"),
         pytest.param("print(os.getcwd())", b"/", id="not in our directory"),
         pytest.param("print(os.getsid(0) == os.getpid())", b"True", id="no terminal"),
     ],
 )
 def test_command(script: str, expected: bytes) -> None:
     assert password(command(script)) == expected
+
+
+def test_a_command_cannot_read_what_we_read() -> None:
+    """Standard input may be the message itself (-odi)."""
+    ours = os.dup(0)
+    readable, writable = os.pipe()
+    os.write(writable, b"message")
+    os.close(writable)
+    os.dup2(readable, 0)
+    os.close(readable)
+    try:
+        assert password(command("print('s3cret' + sys.stdin.read())")) == b"s3cret"
+        assert os.read(0, 100) == b"message"
+    finally:
+        os.dup2(ours, 0)
+        os.close(ours)
 
 
 @pytest.mark.parametrize(

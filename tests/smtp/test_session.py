@@ -340,6 +340,11 @@ def test_implicit_tls(serve, session_to, server_context, trusting):
     session.quit()
 
 
+def test_a_level_of_tls_that_is_none_of_the_four():
+    with pytest.raises(LocalProtocolError):
+        Session(Scripted([]), hello=b"me.test", tls="required")
+
+
 def test_tls_required_and_not_offered(serve, session_to, trusting):
     def script(peer):
         peer.hello(b"AUTH PLAIN")
@@ -645,6 +650,7 @@ def test_a_flight(serve, session_to, replies, expected, usable):
     content_read = []
     assert send(session, content=(content_read.append(1) for _ in range(1))) == expected
     assert (session.usable, content_read) == (usable, [])
+    assert (session.stream._socket.fileno() == -1) is not usable  # closed, not left to the caller
 
 
 @pytest.mark.parametrize("recipients", ["refused", "mail-refused"])
@@ -935,6 +941,35 @@ class Scripted(Stream):
 
     def close(self):
         self.pieces = []
+
+
+class Breaking(Scripted):
+    """As a server that says why and closes just when the message is written: the write fails, the reply is there."""
+
+    def exchange(self, octets, timeout, received):
+        if octets.startswith(b"hello"):
+            raise NetworkError("lost connection: Broken pipe")
+
+
+@pytest.mark.parametrize(
+    ("last_words", "expected"),
+    [
+        (b"552 too big\r\n", answer(END_OF_DATA, b"", b"552 too big")),
+        (b"552-too", (NetworkError, DATA, "lost connection: Broken pipe")),
+        (b"", (NetworkError, DATA, "lost connection: Broken pipe")),
+    ],
+)
+def test_a_write_that_fails_gives_way_to_the_reply_that_is_there(last_words, expected):
+    replies = [
+        b"220 hi\r\n",
+        b"250-mx\r\n250 PIPELINING\r\n",
+        b"250 m\r\n",
+        b"250 b\r\n",
+        b"250 c\r\n354 go\r\n",
+    ]
+    session = Session(Breaking([*replies, last_words]), hello=b"me.test")
+    session.open()
+    assert send(session, content=[b"hello"]) == [expected] * 2
 
 
 @given(st.lists(REPLIES, max_size=12).map(lambda tail: [b"220 hi\r\n", *tail]), st.data())

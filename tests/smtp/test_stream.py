@@ -148,6 +148,23 @@ def test_faults_of_this_machine_are_marked(monkeypatch, code, local):
     )
 
 
+def test_a_fault_of_this_machine_is_marked_later_too(pair):
+    """As when a packet filter is loaded under a connection."""
+
+    class Filtered(socket.socket):
+        def send(self, octets):
+            raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+
+    _, theirs = pair
+    stream = Stream(Filtered(fileno=theirs.detach()))
+    assert caught(stream.write, b"x", 1) == (
+        "lost connection: Operation not permitted",
+        "4.4.2",
+        True,
+    )
+    stream.close()
+
+
 def test_connect_has_a_deadline():
     """A full backlog drops what knocks: the connection is never made and never refused."""
     made = []

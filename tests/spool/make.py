@@ -35,9 +35,7 @@ def envelope(
     )
 
 
-def put(
-    queue: Queue, queue_id: str = ID, message: bytes = MESSAGE, recipients: int = 1
-) -> Place:
+def put(queue: Queue, queue_id: str = ID, message: bytes = MESSAGE, recipients: int = 1) -> Place:
     enqueue(queue.fd, envelope(queue_id, recipients), [message], 0)
     return Place("new", queue_id)
 

@@ -6,7 +6,10 @@ import traceback
 from collections.abc import Callable
 
 _CALLS = frozenset(
-    "open write pwrite posix_fallocate ftruncate fsync rename unlink close mkdir stat fstat".split()
+    (
+        *("open", "write", "pwrite", "posix_fallocate", "ftruncate", "fsync", "rename", "unlink"),
+        *("close", "mkdir", "stat", "fstat"),
+    )
 )
 
 # The exit code of a process that ``stop_after`` has ended.

@@ -72,7 +72,13 @@ def test_durable_in_this_order(queue, monkeypatch):
 
 @pytest.mark.parametrize(
     ("size", "limit", "taken"),
-    [(10, 10, True), (11, 10, False), (10, 0, True), (700_000, 700_000, True), (700_001, 700_000, False)],
+    [
+        (10, 10, True),
+        (11, 10, False),
+        (10, 0, True),
+        (700_000, 700_000, True),
+        (700_001, 700_000, False),
+    ],
 )
 def test_limit(queue, size, limit, taken):
     message = [b"x" * 9973] * (size // 9973) + [b"x" * (size % 9973)]

@@ -165,7 +165,8 @@ def _without(line: bytes) -> bytes:
         pytest.param(format_head(envelope(), 5)[:-1] + b"uid 0\n\n", id="a key twice"),
         pytest.param(format_head(envelope(), 5)[:-1] + b"to a\\zz\n\n", id="broken escape"),
         pytest.param(
-            format_head(envelope(), 5).replace(b"to r0", b"original x\nto r0"), id="original of none"
+            format_head(envelope(), 5).replace(b"to r0", b"original x\nto r0"),
+            id="original of none",
         ),
         pytest.param(format_head(envelope(), 5).replace(b"uid 1000", b"uid root"), id="no number"),
         pytest.param(format_head(envelope(), -5), id="negative size"),
@@ -367,7 +368,9 @@ def test_room_reserved_but_not_used_is_a_torn_tail(zeros):
 def test_a_page_that_never_reached_the_disk_is_a_torn_tail():
     """Power can fail with a later page of one append on the disk and an earlier one not: nothing was fsynced."""
     tail = _tail(format_outcomes(1, OUTCOMES[:1]))
-    lost = tail + b"\noutcome\t2\t0\t17" + b"\0" * 4096 + b"rest\n" + format_outcomes(2, OUTCOMES[1:])
+    lost = (
+        tail + b"\noutcome\t2\t0\t17" + b"\0" * 4096 + b"rest\n" + format_outcomes(2, OUTCOMES[1:])
+    )
     parsed = parse_tail(lost, envelope(recipients=2))
     assert (parsed.length, parsed.torn) == (len(tail), True)
     assert parsed.outcomes == [(1, OUTCOMES[0])]

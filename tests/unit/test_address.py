@@ -126,6 +126,7 @@ REFUSED = {
     b"A <a@b> B <c@d>": '"A <a@b> B": something other than a comma follows the >',
     b"<a,b>": '"<a,b>": not an address',
     b"<@a:>": '"<@a:>": no address',
+    b"<a:b@c>": '"<a:b@c>": not an address',
     b"<@a,@b>": '"<@a,@b>": not an address',
     b":include:/etc/passwd": '":": a group has no name',
     b"a\\": '"a\\": a backslash quotes nothing',

@@ -1,0 +1,202 @@
+"""Stopped after any system call of the spool: a message is not there or whole, in one place, and what was acted on is recorded.
+
+The state table of minisend-spool(5), row by row.
+"""
+
+import os
+
+import pytest
+from spool.make import ID, MESSAGE, RecordingQueue, envelope, listing, put
+from spool.seam import STOPPED, Seam, in_child, stop_after
+
+from minisend.envelope import DELAYED, DELIVERED, Outcome
+from minisend.spool import disk
+from minisend.spool.enqueue import enqueue
+from minisend.spool.store import Entry, Queue
+
+pytestmark = pytest.mark.crash
+
+LARGE = [b"x" * 70 + b"\n"] * 8_000
+NEXT = 1_700_000_600
+FIRST = [Outcome(0, DELAYED, "4.4.1", "connection refused", at=1.0)]
+SECOND = [Outcome(0, DELIVERED, "2.0.0", "taken", at=2.0)]
+
+
+def stop_within(number: int) -> Seam:
+    """A seam that stops in the middle of the call of this number, if it writes: half of the octets are there."""
+
+    class Torn(Seam):
+        def __getattr__(self, name: str) -> object:
+            real = super().__getattr__(name)
+            if name not in ("write", "pwrite"):
+                return real
+
+            def call(fd: int, octets: bytes, *offset: int) -> int:
+                if len(self.calls) + 1 == number:
+                    real(fd, octets[: len(octets) // 2], *offset)
+                    os._exit(STOPPED)
+                return real(fd, octets, *offset)
+
+            return call
+
+    return Torn()
+
+
+def calls_of(action) -> list[str]:
+    """The system calls of an undisturbed run, which is made in another process."""
+    read, write = os.pipe()
+
+    def run():
+        seam = Seam()
+        disk.posix = seam
+        action()
+        os.write(write, " ".join(seam.calls).encode())
+
+    assert in_child(run) == 0
+    os.close(write)
+    with open(read, encoding="ascii") as file:
+        return file.read().split()
+
+
+@pytest.mark.parametrize("message", [[MESSAGE], LARGE], ids=["small", "large"])
+def test_enqueue(tmp_path, message):
+    def submit(spool: str) -> None:
+        with RecordingQueue(spool) as queue:
+            disk.posix = seam
+            enqueue(queue.fd, envelope(), message, 0)
+            os._exit(0)
+
+    seam = Seam()
+    spool = f"{tmp_path}/counted"
+    RecordingQueue(spool).close()
+    queue = RecordingQueue(spool)
+    calls = calls_of(lambda: enqueue(queue.fd, envelope(), message, 0))
+    queue.close()
+    assert calls.count("fsync") == 2
+    visible = set()
+    for number in range(1, len(calls) + 1):
+        for kind in (stop_after, stop_within):
+            seam = kind(number)
+            spool = f"{tmp_path}/{number}{kind.__name__}"
+            code = in_child(lambda at=spool: submit(at))
+            writes = calls[number - 1] in ("write", "pwrite")
+            assert code == (STOPPED if kind is stop_after or writes else 0)
+            with RecordingQueue(spool) as queue:
+                found = listing(spool)
+                assert found in ({"tmp": [ID]}, {"new": [ID]}, {})
+                if "new" in found:
+                    visible.add(number if code else 0)
+                    check_whole(queue, b"".join(message))
+                else:
+                    assert code == STOPPED
+                # what a restart does
+                queue.sweep(10.0**12)
+                assert queue.reported == []
+                assert listing(spool) in ({"new": [ID]}, {})
+    # it becomes visible with the rename, not before the file is durable, and stays so
+    renamed = calls.index("rename") + 1
+    assert calls[: renamed - 1].count("fsync") == 1
+    assert visible - {0} == set(range(renamed, len(calls) + 1))
+
+
+def check_whole(queue: Queue, message: bytes) -> None:
+    [place] = queue.due(1.0, 1.0)
+    entry = queue.claim(place)
+    assert entry is not None
+    with entry:
+        assert entry.envelope == envelope()
+        assert b"".join(entry.verified_octets(entry.first_octets(5), 0)) == message
+
+
+def attempt(entry: Entry) -> None:
+    entry.reserve(1)
+    entry.record(FIRST, 1)
+
+
+def wait(entry: Entry) -> None:
+    attempt(entry)
+    entry.defer(NEXT)
+
+
+def succeed(entry: Entry) -> None:
+    attempt(entry)
+    entry.record(SECOND, 2)
+    entry.remove()
+
+
+def succeed_at_once(entry: Entry) -> None:
+    entry.reserve(1)
+    entry.remove()
+
+
+def fail(entry: Entry) -> None:
+    attempt(entry)
+    entry.move_to("failed")
+
+
+def hold(entry: Entry) -> None:
+    entry.move_to("hold")
+
+
+# action, states in which a crash may leave the message, those of them that need a record to be there
+ACTIONS = [
+    (attempt, [{"new": [ID]}], []),
+    (wait, [{"new": [ID]}, {"cur": [f"{NEXT}.{ID}"]}], [{"cur": [f"{NEXT}.{ID}"]}]),
+    (succeed, [{"new": [ID]}, {}], []),
+    (succeed_at_once, [{"new": [ID]}, {}], []),
+    (fail, [{"new": [ID]}, {"failed": [ID]}], [{"failed": [ID]}]),
+    (hold, [{"new": [ID]}, {"hold": [ID]}], []),
+]
+
+
+@pytest.mark.parametrize("torn", [False, True], ids=["a torn tail before", "clean before"][::-1])
+@pytest.mark.parametrize(
+    ("action", "states", "recorded"), ACTIONS, ids=[action[0].__name__ for action in ACTIONS]
+)
+def test_a_claim_and_what_follows(tmp_path, action, states, recorded, torn):
+    def prepare(spool: str) -> None:
+        with RecordingQueue(spool) as queue:
+            place = put(queue)
+            if torn:
+                with open(f"{spool}/queue/new/{place.name}", "ab") as file:
+                    file.write(b"\noutcome\t1\t0\thalf" + b"\0" * 100)
+
+    def act(spool: str, seam: Seam | None) -> None:
+        queue = RecordingQueue(spool)
+        if seam is not None:
+            disk.posix = seam
+        [place] = queue.due(1.0, 1.0)
+        entry = queue.claim(place)
+        assert entry is not None
+        with entry:
+            action(entry)
+        queue.close()
+
+    prepare(f"{tmp_path}/counted")
+    calls = calls_of(lambda: act(f"{tmp_path}/counted", None))
+    assert ("ftruncate" in calls) or not torn
+    seen = []
+    for number in range(1, len(calls) + 1):
+        for kind in (stop_after, stop_within):
+            spool = f"{tmp_path}/{number}{kind.__name__}"
+            prepare(spool)
+            assert in_child(lambda at=spool, how=kind, n=number: act(at, how(n))) in (0, STOPPED)
+            state = listing(spool)
+            assert state in states, f"after call {number}, {calls[number - 1]}"
+            seen.append(state)
+            with RecordingQueue(spool) as queue:
+                places = list(queue.places("new", "cur", "hold", "failed"))
+                for place in places:
+                    entry = queue.claim(place)
+                    assert entry is not None
+                    with entry:
+                        assert b"".join(entry.verified_octets(b"", 0)) == MESSAGE
+                        history = [(1, FIRST[0]), (2, SECOND[0])]
+                        assert entry.outcomes == history[: len(entry.outcomes)]
+                        if state in recorded:
+                            assert entry.outcomes == history[:1]
+                        # the work can be done again
+                        attempt(entry) if place.state in ("new", "cur") else None
+                assert queue.reported == []
+    assert seen[0] == states[0]
+    assert seen[-1] == states[-1]

@@ -1,0 +1,590 @@
+"""Remote: which servers are asked, over which connections, how often; and what stands at the end for each recipient."""
+
+import os
+import ssl
+from collections.abc import Iterator
+from types import SimpleNamespace
+
+import pytest
+import trustme
+
+from delivery.scripted import (
+    CLOSE,
+    CONNECT,
+    END_OF_DATA,
+    KEYWORDS,
+    Message,
+    ScriptedServer,
+    replies,
+)
+from minisend.config import Config, Delivery, Smarthost, Spool
+from minisend.delivery import policy, remote
+from minisend.delivery.policy import LOCAL, MESSAGE, RECIPIENT, SITE, Verdict
+from minisend.delivery.remote import Content, Remote
+from minisend.delivery.route import MX, SMARTHOST, NextHop
+from minisend.envelope import DELAYED, FAILED, RELAYED, Outcome
+from minisend.smtp import stream
+from peers.process import free_port
+
+NOW = 1_700_000_000.0
+HOP = NextHop(SMARTHOST, "[127.0.0.1]:25")
+ANN, BOB, CARL = b"ann@x.test", b"bob@x.test", b"carl@x.test"
+CONTENT = Content(lambda: [b"Subject: hello\n\n", b"Hello.\n"], size=25, eight_bit=False)
+WIRE = b"Subject: hello\r\n\r\nHello.\r\n"
+
+
+@pytest.fixture(autouse=True)
+def clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(remote, "time", SimpleNamespace(time=lambda: NOW))
+
+
+@pytest.fixture
+def connects(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
+    """Every connection that was tried."""
+    tried: list[tuple[str, int]] = []
+
+    def connect(address: str, port: int, timeout: float) -> stream.Stream:
+        tried.append((address, port))
+        return stream.connect(address, port, timeout)
+
+    monkeypatch.setattr(remote, "connect", connect)
+    return tried
+
+
+def configuration(port: int, *hosts: str, **smarthost: object) -> Config:
+    smarthost.setdefault("tls", "none")
+    return Config(
+        file=None,
+        spool=Spool("/nowhere"),
+        hostname="here.test",
+        smarthost=Smarthost(hosts or ("127.0.0.1",), port=port, **smarthost),
+    )
+
+
+def verdict(
+    server: ScriptedServer,
+    recipient: int,
+    action: str,
+    status: str,
+    reply: str,
+    command: str,
+    then: str,
+    scope: str,
+    said: str = "said",
+) -> Verdict:
+    """The one that follows from a reply."""
+    mta = f"127.0.0.1[127.0.0.1]:{server.port}"
+    return Verdict(
+        Outcome(
+            recipient,
+            action,
+            status,
+            f"host {mta} {said}: {reply} (in reply to {command})",
+            remote_mta=mta,
+            diagnostic=f"smtp; {reply}",
+            command=command,
+            at=NOW,
+        ),
+        then,
+        scope,
+    )
+
+
+def relayed(server: ScriptedServer, recipient: int) -> Verdict:
+    return verdict(
+        server,
+        recipient,
+        RELAYED,
+        "2.0.0",
+        "250 2.0.0 taken",
+        END_OF_DATA.decode(),
+        policy.STOP,
+        RECIPIENT,
+    )
+
+
+def shape(verdicts: list[Verdict]) -> list[tuple[int, str, str, str]]:
+    return [
+        (each.outcome.recipient, each.outcome.action, each.outcome.status, each.scope)
+        for each in verdicts
+    ]
+
+
+# -- one server
+
+
+def test_each_recipient_has_a_verdict_of_its_own() -> None:
+    answer = replies({b"RCPT TO:<bob@": b"550 5.1.1 no bob", b"RCPT TO:<carl@": b"450 4.2.1 later"})
+    with ScriptedServer(answer) as server, Remote(configuration(server.port)) as sending:
+        verdicts = sending.attempt(HOP, b"me@here.test", {0: ANN, 3: BOB, 7: CARL}, CONTENT)
+    assert verdicts == [
+        relayed(server, 0),
+        verdict(server, 3, FAILED, "5.1.1", "550 5.1.1 no bob", "RCPT TO", policy.STOP, RECIPIENT),
+        verdict(server, 7, DELAYED, "4.2.1", "450 4.2.1 later", "RCPT TO", policy.NEXT, RECIPIENT),
+    ]
+    assert server.messages == [Message(b"me@here.test", (ANN,), WIRE)]
+    assert [session.commands for session in server.sessions] == [
+        [
+            b"EHLO here.test",
+            b"MAIL FROM:<me@here.test> SIZE=25",
+            b"RCPT TO:<ann@x.test>",
+            b"RCPT TO:<bob@x.test>",
+            b"RCPT TO:<carl@x.test>",
+            b"DATA",
+            b"QUIT",
+        ]
+    ]
+
+
+def test_one_connection_for_many_messages() -> None:
+    with ScriptedServer() as server, Remote(configuration(server.port)) as sending:
+        for number in range(20):
+            assert sending.attempt(HOP, b"", {number: ANN}, CONTENT) == [relayed(server, number)]
+    (session,) = server.sessions
+    assert session.verbs() == [b"EHLO", *[b"MAIL", b"RCPT", b"DATA"] * 20, b"QUIT"]
+    assert server.messages == [Message(b"", (ANN,), WIRE)] * 20
+
+
+@pytest.mark.parametrize(
+    "goodbye",
+    [
+        pytest.param(CLOSE, id="closed in silence"),
+        pytest.param(b"421 4.4.2 timed out", id="421"),
+    ],
+)
+def test_a_session_that_the_server_gave_up_is_replaced(goodbye: bytes) -> None:
+    answer = replies({b"MAIL FROM:<2@": [goodbye]})
+    with ScriptedServer(answer) as server, Remote(configuration(server.port)) as sending:
+        for number in (1, 2, 3):
+            assert sending.attempt(HOP, b"%d@x.test" % number, {0: ANN}, CONTENT) == [
+                relayed(server, 0)
+            ]
+    assert [message.sender for message in server.messages] == [
+        b"1@x.test",
+        b"2@x.test",
+        b"3@x.test",
+    ]
+    assert len(server.sessions) == 2
+
+
+def test_a_session_that_was_closed_while_it_waited_is_replaced() -> None:
+    with ScriptedServer() as server, Remote(configuration(server.port)) as sending:
+        assert sending.attempt(HOP, b"", {0: ANN}, CONTENT) == [relayed(server, 0)]
+        server.disconnect()
+        assert sending.attempt(HOP, b"", {0: ANN}, CONTENT) == [relayed(server, 0)]
+    assert len(server.sessions) == 2
+    assert len(server.messages) == 2
+
+
+def test_a_kept_session_that_puts_off_is_not_asked_twice() -> None:
+    """Its server has answered: a fresh connection to the same address would only be told the same."""
+    answer = replies({b"RCPT TO:<bob@": b"450 4.2.1 later"})
+    with ScriptedServer(answer) as server, Remote(configuration(server.port)) as sending:
+        sending.attempt(HOP, b"", {0: ANN}, CONTENT)
+        verdicts = sending.attempt(HOP, b"", {0: BOB}, CONTENT)
+    assert verdicts == [
+        verdict(server, 0, DELAYED, "4.2.1", "450 4.2.1 later", "RCPT TO", policy.NEXT, RECIPIENT)
+    ]
+    assert len(server.sessions) == 1
+    assert server.sessions[0].commands.count(b"RCPT TO:<bob@x.test>") == 1
+
+
+def test_the_session_unused_for_longest_makes_room() -> None:
+    """As many next hops as are kept, and one more: the one used last is still open, the first is not."""
+    addresses = [f"127.0.0.{host}" for host in range(1, remote._KEPT_SESSIONS + 2)]
+    port = free_port(*addresses)
+    config = Config(
+        file=None,
+        spool=Spool("/nowhere"),
+        hostname="here.test",
+        delivery=Delivery(mx_port=port, tls="none"),
+    )
+    servers = [ScriptedServer(address=address, port=port) for address in addresses]
+    hops = [NextHop(MX, f"[{address}]", f"[{address}]") for address in addresses]
+    try:
+        with Remote(config) as sending:
+            for server, hop in zip(servers, hops, strict=True):
+                server.__enter__()
+                sending.attempt(hop, b"", {0: ANN}, CONTENT)
+            open_now = [b"QUIT" not in server.sessions[0].verbs() for server in servers]
+            assert open_now == [False, *[True] * remote._KEPT_SESSIONS]
+            sending.attempt(hops[-1], b"", {0: ANN}, CONTENT)
+            sending.attempt(hops[0], b"", {0: ANN}, CONTENT)
+    finally:
+        for server in servers:
+            server.__exit__()
+    assert [len(server.sessions) for server in servers] == [2, *[1] * remote._KEPT_SESSIONS]
+    assert {server.sessions[-1].verbs()[-1] for server in servers} == {b"QUIT"}
+
+
+# -- recipients that are too many
+
+
+def test_too_many_recipients_take_several_transactions() -> None:
+    def answer(command: bytes) -> bytes | None:
+        if command.startswith(b"MAIL"):
+            room.append(2)
+        if command.startswith(b"RCPT"):
+            room[-1] -= 1
+            if room[-1] < 0:
+                return b"452 4.5.3 too many recipients"
+        return None
+
+    room: list[int] = []
+    recipients = {index: b"r%d@x.test" % index for index in range(5)}
+    with ScriptedServer(answer) as server, Remote(configuration(server.port)) as sending:
+        assert sending.attempt(HOP, b"", recipients, CONTENT) == [
+            relayed(server, index) for index in range(5)
+        ]
+    assert [message.recipients for message in server.messages] == [
+        (b"r0@x.test", b"r1@x.test"),
+        (b"r2@x.test", b"r3@x.test"),
+        (b"r4@x.test",),
+    ]
+    assert {message.octets for message in server.messages} == {WIRE}
+    assert len(server.sessions) == 1
+
+
+def test_too_many_recipients_and_no_message_ends() -> None:
+    """Taken at RCPT, put off at DATA, with others too many: the next transaction would come to the same, for ever."""
+    answer = replies(
+        {b"RCPT TO:<bob@": b"452 4.5.3 too many recipients", b"DATA": b"451 4.3.0 not now"}
+    )
+    with ScriptedServer(answer) as server, Remote(configuration(server.port)) as sending:
+        verdicts = sending.attempt(HOP, b"", {0: ANN, 1: BOB}, CONTENT)
+    assert shape(verdicts) == [
+        (0, DELAYED, "4.3.0", MESSAGE),
+        (1, DELAYED, "4.5.3", RECIPIENT),
+    ]
+    assert server.sessions[0].verbs().count(b"MAIL") == 1
+
+
+# -- servers that are down
+
+
+def test_a_next_hop_that_is_down_is_asked_once(connects: list[tuple[str, int]]) -> None:
+    port = free_port("127.0.0.1")
+    mta = f"127.0.0.1[127.0.0.1]:{port}"
+    with Remote(configuration(port)) as sending:
+        for number in range(100):
+            recipients = {number: ANN, number + 1: BOB}
+            assert sending.attempt(HOP, b"", recipients, CONTENT) == [
+                Verdict(
+                    Outcome(
+                        index,
+                        DELAYED,
+                        "4.4.1",
+                        f"connect to [127.0.0.1]:{port}: Connection refused",
+                        remote_mta=mta,
+                        at=NOW,
+                    ),
+                    policy.NEXT,
+                    SITE,
+                )
+                for index in recipients
+            ]
+    assert connects == [("127.0.0.1", port)]
+
+
+def test_the_next_host_is_asked_when_one_is_down() -> None:
+    port = free_port("127.0.0.1", "127.0.0.2")
+    with ScriptedServer(port=port) as server:
+        with Remote(configuration(port, "127.0.0.2", "127.0.0.1")) as sending:
+            assert sending.attempt(HOP, b"", {0: ANN}, CONTENT) == [relayed(server, 0)]
+
+
+def test_only_the_recipients_that_wait_are_taken_to_the_next_host() -> None:
+    port = free_port("127.0.0.1", "127.0.0.2")
+    first = ScriptedServer(
+        replies({b"RCPT TO:<ann@": b"550 5.1.1 no ann", b"RCPT TO:<bob@": b"450 4.2.1 later"}),
+        address="127.0.0.2",
+        port=port,
+    )
+    with first, ScriptedServer(port=port) as second:
+        with Remote(configuration(port, "127.0.0.2", "127.0.0.1")) as sending:
+            verdicts = sending.attempt(HOP, b"", {0: ANN, 1: BOB, 2: CARL}, CONTENT)
+    assert shape(verdicts) == [
+        (0, FAILED, "5.1.1", RECIPIENT),
+        (1, RELAYED, "2.0.0", RECIPIENT),
+        (2, RELAYED, "2.0.0", RECIPIENT),
+    ]
+    assert [message.recipients for message in first.messages] == [(CARL,)]
+    assert [message.recipients for message in second.messages] == [(BOB,)]
+
+
+def test_a_message_that_was_perhaps_taken_goes_to_no_other_host() -> None:
+    port = free_port("127.0.0.1", "127.0.0.2")
+    first = ScriptedServer(replies({END_OF_DATA: CLOSE}), address="127.0.0.2", port=port)
+    with first, ScriptedServer(port=port) as second:
+        with Remote(configuration(port, "127.0.0.2", "127.0.0.1")) as sending:
+            verdicts = sending.attempt(HOP, b"", {0: ANN}, CONTENT)
+            assert shape(verdicts) == [(0, DELAYED, "4.4.2", MESSAGE)]
+            # It says nothing about the next hop: the next message is tried.
+            assert shape(sending.attempt(HOP, b"", {0: BOB}, CONTENT)) == shape(verdicts)
+    assert len(first.sessions) == 2
+    assert second.sessions == []
+
+
+def test_a_refusal_of_one_message_does_not_stop_the_others() -> None:
+    answer = replies({b"MAIL FROM:<spam@": b"451 4.7.1 not you"})
+    with ScriptedServer(answer) as server, Remote(configuration(server.port)) as sending:
+        assert shape(sending.attempt(HOP, b"spam@x.test", {0: ANN}, CONTENT)) == [
+            (0, DELAYED, "4.7.1", MESSAGE)
+        ]
+        assert sending.attempt(HOP, b"ham@x.test", {0: ANN}, CONTENT) == [relayed(server, 0)]
+
+
+def test_a_greeting_that_refuses_stops_the_run() -> None:
+    answer = replies({CONNECT: b"554 5.7.1 go away"})
+    with ScriptedServer(answer) as server, Remote(configuration(server.port)) as sending:
+        first = sending.attempt(HOP, b"", {0: ANN}, CONTENT)
+        assert shape(first) == [(0, DELAYED, "4.7.1", SITE)]
+        assert sending.attempt(HOP, b"", {0: BOB}, CONTENT) == first
+    assert len(server.sessions) == 1
+
+
+def test_a_fault_of_this_machine_is_not_the_servers(connects: list[tuple[str, int]]) -> None:
+    """A TCP connection to the broadcast address is ENETUNREACH on Linux, before any packet."""
+    with Remote(configuration(25, "255.255.255.255")) as sending:
+        assert shape(sending.attempt(HOP, b"", {0: ANN}, CONTENT)) == [(0, DELAYED, "4.4.1", LOCAL)]
+        (verdict,) = sending.attempt(HOP, b"", {1: BOB}, CONTENT)
+    assert verdict.outcome.recipient == 1
+    assert verdict.outcome.reason == "connect to [255.255.255.255]:25: Network is unreachable"
+    assert connects == [("255.255.255.255", 25)]
+
+
+def test_a_domain_that_does_not_exist_is_no_reason_to_stop() -> None:
+    """What failed for good failed for this message; the hop of another domain is another."""
+    config = Config(file=None, spool=Spool("/nowhere"), hostname="here.test")
+    with Remote(config) as sending:
+        hop = NextHop(MX, "[999.1.1.1]", "[999.1.1.1]")
+        for index in (0, 1):
+            assert shape(sending.attempt(hop, b"", {index: ANN}, CONTENT)) == [
+                (index, FAILED, "5.1.2", MESSAGE)
+            ]
+
+
+# -- what is sent
+
+
+def test_every_transaction_reads_the_message_anew() -> None:
+    read: list[int] = []
+
+    def octets() -> Iterator[bytes]:
+        read.append(1)
+        yield b"Subject: x\n\n"
+
+    content = Content(octets, size=14, eight_bit=True)
+    answer = replies({b"RCPT TO:<bob@": [b"452 4.5.3 too many"]})
+    with ScriptedServer(answer) as server, Remote(configuration(server.port)) as sending:
+        sending.attempt(HOP, b"", {0: ANN, 1: BOB}, content)
+    assert [message.octets for message in server.messages] == [b"Subject: x\r\n\r\n"] * 2
+    assert len(read) == 2
+    assert b"MAIL FROM:<> SIZE=14 BODY=8BITMIME" in server.sessions[0].commands
+
+
+def test_a_message_that_cannot_be_read_to_its_end_is_not_ended() -> None:
+    def octets() -> Iterator[bytes]:
+        yield b"Subject: x\n\n" + b"half a message\n" * 10_000
+        raise OSError("bad sector")
+
+    with ScriptedServer() as server, Remote(configuration(server.port)) as sending:
+        sending.attempt(HOP, b"", {0: ANN}, CONTENT)
+        with pytest.raises(OSError, match="bad sector"):
+            sending.attempt(HOP, b"", {0: ANN}, Content(octets, size=9, eight_bit=False))
+        assert sending.attempt(HOP, b"", {0: BOB}, CONTENT) == [relayed(server, 0)]
+    assert [message.recipients for message in server.messages] == [(ANN,), (BOB,)]
+    assert [session.cut for session in server.sessions] == [True, False]
+    assert server.sessions[0].octets.startswith(b"Subject: x\r\n\r\nhalf a message\r\n")
+
+
+# -- TLS and passwords
+
+
+AUTHORITY = trustme.CA()
+
+
+def server_context(*names: str) -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    AUTHORITY.issue_cert(*names).configure_cert(context)
+    return context
+
+
+@pytest.fixture
+def ca_file(tmp_path):
+    path = tmp_path / "ca.pem"
+    AUTHORITY.cert_pem.write_to_path(path)
+    return str(path)
+
+
+def test_opportunistic_tls_is_used_whatever_the_certificate() -> None:
+    server = ScriptedServer(
+        keywords=(*KEYWORDS, b"STARTTLS"), context=server_context("someone-else.test")
+    )
+    with server, Remote(configuration(server.port, tls="opportunistic")) as sending:
+        assert sending.attempt(HOP, b"", {0: ANN}, CONTENT) == [relayed(server, 0)]
+    assert [session.tls for session in server.sessions] == [True]
+
+
+def test_opportunistic_tls_that_fails_is_done_without_on_a_new_connection() -> None:
+    with ScriptedServer(keywords=(*KEYWORDS, b"STARTTLS")) as server:
+        with Remote(configuration(server.port, tls="opportunistic")) as sending:
+            assert sending.attempt(HOP, b"", {0: ANN}, CONTENT) == [relayed(server, 0)]
+    assert [session.verbs() for session in server.sessions] == [
+        [b"EHLO", b"STARTTLS"],
+        [b"EHLO", b"MAIL", b"RCPT", b"DATA", b"QUIT"],
+    ]
+
+
+def test_a_password_does_not_go_where_tls_failed(tmp_path) -> None:
+    secret = tmp_path / "secret"
+    secret.write_text("hush\n")
+    secret.chmod(0o600)
+    config = {"tls": "opportunistic", "username": "me", "password_file": str(secret)}
+    with ScriptedServer(keywords=(*KEYWORDS, b"STARTTLS", b"AUTH PLAIN")) as server:
+        with Remote(configuration(server.port, **config)) as sending:
+            (verdict,) = sending.attempt(HOP, b"", {0: ANN}, CONTENT)
+    assert verdict.outcome.reason == "connection is not encrypted: password not sent"
+    assert [session.verbs() for session in server.sessions] == [
+        [b"EHLO", b"STARTTLS"],
+        [b"EHLO", b"QUIT"],
+    ]
+
+
+@pytest.mark.parametrize(
+    ("keywords", "names", "reason"),
+    [
+        pytest.param(
+            (), ("127.0.0.1",), "TLS is required, and the server does not offer STARTTLS", id="none"
+        ),
+        pytest.param(
+            (b"STARTTLS",), (), "TLS handshake with 127.0.0.1: wrong version number", id="handshake"
+        ),
+        pytest.param(
+            (b"STARTTLS",),
+            ("other.test",),
+            "certificate is not for 127.0.0.1, the name expected",
+            id="name",
+        ),
+    ],
+)
+def test_required_tls_is_never_done_without(
+    ca_file: str, keywords: tuple[bytes, ...], names: tuple[str, ...], reason: str
+) -> None:
+    context = server_context(*names) if names else None
+    with ScriptedServer(keywords=(*KEYWORDS, *keywords), context=context) as server:
+        with Remote(configuration(server.port, tls="starttls", tls_ca_file=ca_file)) as sending:
+            for index in (0, 1):
+                (verdict,) = sending.attempt(HOP, b"", {index: ANN}, CONTENT)
+                assert shape([verdict]) == [(index, DELAYED, verdict.outcome.status, SITE)]
+                assert verdict.outcome.reason == reason
+    assert server.messages == []
+    (session,) = server.sessions
+    assert not set(session.verbs()) - {b"EHLO", b"STARTTLS", b"QUIT"}
+
+
+def test_a_verified_certificate_and_a_password(ca_file: str, tmp_path) -> None:
+    secret = tmp_path / "secret"
+    secret.write_text("hush\n")
+    secret.chmod(0o600)
+    server = ScriptedServer(
+        keywords=(*KEYWORDS, b"STARTTLS", b"AUTH PLAIN LOGIN"), context=server_context("127.0.0.1")
+    )
+    config = {
+        "tls": "starttls",
+        "tls_ca_file": ca_file,
+        "username": "me",
+        "password_file": str(secret),
+    }
+    with server, Remote(configuration(server.port, **config)) as sending:
+        assert sending.attempt(HOP, b"", {0: ANN}, CONTENT) == [relayed(server, 0)]
+    (session,) = server.sessions
+    assert session.tls
+    assert session.commands[:4] == [
+        b"EHLO here.test",
+        b"STARTTLS",
+        b"EHLO here.test",
+        b"AUTH PLAIN AG1lAGh1c2g=",
+    ]
+
+
+def test_a_wrong_password_is_tried_once_a_run(tmp_path) -> None:
+    """Repetition locks accounts."""
+    secret = tmp_path / "secret"
+    secret.write_text("wrong\n")
+    secret.chmod(0o600)
+    answer = replies({b"AUTH": b"535 5.7.8 bad credentials"})
+    port = free_port("127.0.0.1", "127.0.0.2")
+    first = ScriptedServer(answer, port=port, keywords=(*KEYWORDS, b"AUTH PLAIN"))
+    second = ScriptedServer(address="127.0.0.2", port=port, keywords=(*KEYWORDS, b"AUTH PLAIN"))
+    config = configuration(port, "127.0.0.1", "127.0.0.2", username="me", password_file=str(secret))
+    with first, second, Remote(config) as sending:
+        for index in range(10):
+            assert sending.attempt(HOP, b"", {index: ANN}, CONTENT) == [
+                verdict(
+                    first,
+                    index,
+                    DELAYED,
+                    "4.7.8",
+                    "535 5.7.8 bad credentials",
+                    "AUTH",
+                    policy.STOP,
+                    SITE,
+                    said="refused user name or password, check both in [smarthost]",
+                )
+            ]
+    assert [session.verbs() for session in first.sessions] == [[b"EHLO", b"AUTH", b"QUIT"]]
+    assert second.sessions == []
+
+
+@pytest.mark.parametrize(
+    ("mode", "why"),
+    [
+        pytest.param(
+            None,
+            "cannot be opened: No such file or directory: the user that runs the deliveries must be able to read it",
+            id="missing",
+        ),
+        pytest.param(
+            0o604,
+            "mode 0604 lets every user in: chmod o= it, or set secret_mode_check = false",
+            id="others read it",
+        ),
+    ],
+)
+def test_a_password_file_of_no_use_is_named_and_nobody_is_asked(tmp_path, mode, why: str) -> None:
+    secret = tmp_path / "secret"
+    if mode is not None:
+        secret.write_text("hush\n")
+        os.chmod(secret, mode)
+    with ScriptedServer() as server:
+        config = configuration(server.port, username="me", password_file=str(secret))
+        with Remote(config) as sending:
+            for index in (0, 1):
+                (verdict,) = sending.attempt(HOP, b"", {index: ANN}, CONTENT)
+                assert shape([verdict]) == [(index, DELAYED, "4.3.5", LOCAL)]
+                assert verdict.outcome.reason == f"[smarthost] password_file: {secret}: {why}"
+    assert server.sessions == []
+
+
+def test_a_dialogue_can_be_traced() -> None:
+    lines: list[str] = []
+    with ScriptedServer() as server:
+        with Remote(configuration(server.port), trace=lines.append) as sending:
+            sending.attempt(HOP, b"", {0: ANN}, CONTENT)
+    assert lines == [
+        f"-- connecting to 127.0.0.1[127.0.0.1]:{server.port}",
+        "S: 220 mx.test ESMTP",
+        "C: EHLO here.test",
+        *[f"S: 250 {word}" for word in ("mx.test", "PIPELINING", "8BITMIME", "SIZE", "HELP")],
+        "C: MAIL FROM:<> SIZE=25",
+        "C: RCPT TO:<ann@x.test>",
+        "C: DATA",
+        "S: 250 2.0.0 ok",
+        "S: 250 2.0.0 ok",
+        "S: 354 go ahead",
+        "C: (29 octets of message)",
+        "S: 250 2.0.0 taken",
+        "C: QUIT",
+        "S: 221 2.0.0 bye",
+    ]

@@ -1,0 +1,131 @@
+"""The argument vector: every form in which callers give options, and where options end."""
+
+import pytest
+
+from minisend.errors import UsageError
+from minisend.submit.options import Options, parse
+
+DEFAULTS = {name: getattr(Options(), name) for name in Options.__slots__}
+
+
+def given(arguments: list[str]) -> dict[str, object]:
+    """The attributes that differ from those of an empty command line."""
+    options = parse(arguments)
+    return {
+        name: value
+        for name in Options.__slots__
+        if (value := getattr(options, name)) != DEFAULTS[name]
+    }
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        # recipients, and the end of the options
+        ([], {}),
+        (["a@b"], {"words": ["a@b"]}),
+        (["a@b", "c"], {"words": ["a@b", "c"]}),
+        (["--", "a@b"], {"words": ["a@b"]}),
+        (["--", "-t"], {"words": ["-t"]}),
+        (["-t", "--", "-i"], {"from_headers": True, "words": ["-i"]}),
+        (["a@b", "-t"], {"words": ["a@b", "-t"]}),
+        (["a@b", "--", "c"], {"words": ["a@b", "--", "c"]}),
+        (["-"], {"words": ["-"]}),
+        (["", "-t"], {"words": ["", "-t"]}),
+        # one by one
+        (["-t"], {"from_headers": True}),
+        (["-i"], {"dot_is_data": True}),
+        (["-oi"], {"dot_is_data": True}),
+        (["-o", "i"], {"dot_is_data": True}),
+        (["-v"], {"verbose": True}),
+        (["-f", "a@b"], {"sender": "a@b"}),
+        (["-fa@b"], {"sender": "a@b"}),
+        (["-f", ""], {"sender": ""}),
+        (["-f", "-t"], {"sender": "-t"}),
+        (["-f", "--", "x"], {"sender": "--", "words": ["x"]}),
+        (["-r", "a@b"], {"sender": "a@b"}),
+        (["-f", "a", "-r", "b"], {"sender": "b"}),
+        (["-F", "A Name"], {"full_name": "A Name"}),
+        (["-FA Name"], {"full_name": "A Name"}),
+        (["-F", ""], {"full_name": ""}),
+        (["-B8BITMIME"], {"body": "8BITMIME"}),
+        (["-B", "7BIT"], {"body": "7BIT"}),
+        (["-N", "never"], {"notify": "never"}),
+        (["-R", "hdrs"], {"ret": "hdrs"}),
+        (["-V", "id"], {"envid": "id"}),
+        (["-em"], {"errors": "m"}),
+        (["-oem"], {"errors": "m"}),
+        # modes
+        (["-bm"], {}),
+        (["-bp"], {"mode": "mailq"}),
+        (["-bi"], {"mode": "newaliases"}),
+        (["-I"], {"mode": "newaliases"}),
+        (["-q"], {"mode": "flush"}),
+        (["--help"], {"mode": "help"}),
+        (["--version"], {"mode": "version"}),
+        # when to deliver
+        (["-odq"], {"delivery": "queue"}),
+        (["-odd"], {"delivery": "queue"}),
+        (["-odi"], {"delivery": "interactive"}),
+        (["-odi", "-odb"], {}),
+        (["-o", "dq"], {"delivery": "queue"}),
+        (["-O", "DeliveryMode=queueonly"], {"delivery": "queue"}),
+        (["-ODeliveryMode=i"], {"delivery": "interactive"}),
+        (["-O", "deliverymode = q"], {"delivery": "queue"}),
+        (["-odx"], {}),
+        # grouped
+        (["-ti"], {"from_headers": True, "dot_is_data": True}),
+        (["-tif", "a@b"], {"from_headers": True, "dot_is_data": True, "sender": "a@b"}),
+        (["-tfi"], {"from_headers": True, "sender": "i"}),
+        (["-tiv", "x"], {"from_headers": True, "dot_is_data": True, "verbose": True, "words": ["x"]}),
+        (["-tq"], {"from_headers": True, "mode": "flush"}),
+        (["-tbp"], {"from_headers": True, "mode": "mailq"}),
+        # taken and ignored
+        (["-Ac", "-Am", "-G", "-m", "-n", "-om", "-oo", "-s", "-U", "-T", "-E", "-c", "-x"], {}),
+        (["-d", "-d0.1", "-Mtag", "-Qreason", "-p", "smtp:host", "-h", "3", "-L", "tag"], {}),
+        (["-O", "Timeout.queuereturn=1d", "-X", "/tmp/log", "-D", "log", "-C", "sendmail.cf"], {}),
+        # as programs call us
+        (
+            ["-FCronDaemon", "-i", "-odi", "-oem", "-oi", "-t", "-f", "root"],
+            {
+                "full_name": "CronDaemon",
+                "dot_is_data": True,
+                "delivery": "interactive",
+                "errors": "m",
+                "from_headers": True,
+                "sender": "root",
+            },
+        ),
+        (["-oem", "-oi", "-f", "<>", "--", "x"], {"errors": "m", "dot_is_data": True, "sender": "<>", "words": ["x"]}),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_what_is_given(line, expected):
+    assert given(line) == expected
+
+
+@pytest.mark.parametrize(
+    ("line", "complaint"),
+    [
+        (["-Z"], "unknown option -Z"),
+        (["-tZ"], "unknown option -Z"),
+        (["-é"], "unknown option -\\xe9"),
+        (["-\udcff"], "unknown option -\\udcff"),
+        (["-\n"], "unknown option -\\n"),
+        (["--verbose"], "unknown option --"),
+        (["-f"], "option -f needs a value"),
+        (["-tif"], "option -f needs a value"),
+        (["-o"], "option -o needs a value"),
+        (["-B"], "option -B needs a value"),
+        (["-bd"], "option -bd: not supported"),
+        (["-bD"], "option -bD: not supported"),
+        (["-b"], "option -b: not supported"),
+        (["-bpx"], "option -bpx: not supported"),
+        (["-q15m"], "option -q15m: only -q, which flushes the queue once, is supported"),
+    ],
+    ids=str,
+)
+def test_what_is_refused(line, complaint):
+    with pytest.raises(UsageError) as raised:
+        parse(line)
+    assert (str(raised.value), raised.value.exit_code) == (complaint, 64)

@@ -1,0 +1,146 @@
+"""What a submission loads: the exact set of modules, as each costs the time of every mail (DESIGN: process model).
+
+Measured over a bare ``python3 -IS``: re 5 ms, socket 6, argparse 7, typing 8, logging 12, tomllib 12,
+dataclasses 13, email 15.  A module that turns up here unasked is one of those, or leads to one.
+"""
+
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+SYSTEM_PYTHON = "/usr/bin/python3"
+INTERPRETERS = sorted(
+    {sys.executable, SYSTEM_PYTHON} if os.path.exists(SYSTEM_PYTHON) else {sys.executable}
+)
+
+# The launcher that packages install, ending with a list of what was loaded instead of with the process.
+LAUNCHER = """\
+import posix, sys
+before = set(sys.modules)
+sys.path.insert(0, {root!r})
+def finish(code):
+    posix.write(1, " ".join([str(code), *sorted(set(sys.modules) - before)]).encode())
+    end(code)
+end = posix._exit
+posix._exit = finish
+from minisend.__main__ import main
+sys.exit(main())
+"""
+
+ALWAYS = {
+    "_blake2",
+    "_signal",
+    "binascii",
+    "errno",
+    "fcntl",
+    "minisend",
+    "minisend.__main__",
+    "minisend.address",
+    "minisend.config",
+    "minisend.envelope",
+    "minisend.errors",
+    "minisend.spool",
+    "minisend.spool.disk",
+    "minisend.spool.enqueue",
+    "minisend.spool.place",
+    "minisend.spool.record",
+    "minisend.submit",
+    "minisend.submit.command",
+    "minisend.submit.handover",
+    "minisend.submit.identity",
+    "minisend.submit.options",
+    "minisend.submit.stdin",
+    "pwd",
+}
+FROM_HEADER = {
+    "minisend.message",
+    "minisend.message.header",
+    "minisend.message.recipients",
+}
+# Loaded by the interpreter itself on some versions and not on others, whatever it runs.
+INTERPRETERS_OWN = {"_signal", "errno", "binascii"}
+
+
+# The machine's own configuration and spool, put elsewhere.
+NO_CONFIGURATION = """\
+from minisend import config
+config.SYSTEM_FILE, config.SYSTEM_SPOOL = {file!r}, {spool!r}
+"""
+
+
+def loaded(interpreter, directory, *arguments, message=b"To: b@example.net\n\nHello.\n", extra=""):
+    """Exit code of a submission, the modules it loaded, and what it said on standard error."""
+    launcher = directory / "sendmail"
+    first, main, last = LAUNCHER.format(root=str(ROOT)).rpartition("from minisend")
+    launcher.write_text(first + extra + main + last)
+    done = subprocess.run(
+        [interpreter, "-IS", str(launcher), *arguments],
+        input=message,
+        capture_output=True,
+        env={"HOME": str(directory), "MINISEND_CONFIG": str(directory / "config.toml")},
+        check=False,
+    )
+    code, *modules = done.stdout.decode().split()
+    return int(code), set(modules), done.stderr
+
+
+@pytest.fixture(params=INTERPRETERS)
+def interpreter(request):
+    return request.param
+
+
+@pytest.fixture
+def config(tmp_path):
+    path = tmp_path / "config.toml"
+    path.write_text(
+        f'hostname = "host.example.org"\n\n[spool]\npath = "{tmp_path}/spool"  # here\n'
+        'max_message_size = "10M"\n\n[smarthost]\nhost = "smtp.example.org"\n'
+    )
+    return path
+
+
+def check(outcome, expected):
+    code, modules, errors = outcome
+    assert (code, errors) == (0, b"")
+    assert modules - INTERPRETERS_OWN == expected - INTERPRETERS_OWN
+
+
+def test_without_any_configuration(interpreter, tmp_path):
+    (tmp_path / "spool").mkdir()
+    extra = NO_CONFIGURATION.format(file=f"{tmp_path}/none", spool=f"{tmp_path}/spool")
+    check(loaded(interpreter, tmp_path, "-odq", "b@example.net", extra=extra), ALWAYS)
+    assert len(os.listdir(tmp_path / "spool" / "queue" / "new")) == 1
+
+
+def test_with_a_configuration_found(interpreter, tmp_path, config):
+    check(loaded(interpreter, tmp_path, "-odq", "b@example.net"), ALWAYS)
+
+
+def test_with_a_configuration_named(interpreter, tmp_path, config):
+    check(loaded(interpreter, tmp_path, "-C", str(config), "-odq", "b@example.net"), ALWAYS)
+
+
+def test_recipients_from_the_header(interpreter, tmp_path, config):
+    check(loaded(interpreter, tmp_path, "-odq", "-t", "-i"), ALWAYS | FROM_HEADER)
+
+
+def test_every_option_that_callers_give(interpreter, tmp_path, config):
+    options = ["-oi", "-om", "-oem", "-f", "a@example.org", "-F", "Ä. Name", "-B8BITMIME", "-odq"]
+    check(loaded(interpreter, tmp_path, *options, "--", "b@example.net", "c"), ALWAYS)
+
+
+def test_a_large_message(interpreter, tmp_path, config):
+    message = b"x" * 70 + b"\n"
+    check(loaded(interpreter, tmp_path, "-odq", "b", message=message * 20_000), ALWAYS)
+
+
+def test_a_configuration_that_the_scanner_leaves_to_tomllib(interpreter, tmp_path, config):
+    """The price of a file that is not plain, and the proof that the others do not pay it."""
+    config.write_text(f'spool.path = "{tmp_path}/spool"\n')
+    code, modules, errors = loaded(interpreter, tmp_path, "-odq", "b@example.net")
+    assert (code, errors) == (0, b"")
+    assert "tomllib" in modules
