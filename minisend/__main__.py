@@ -87,6 +87,10 @@ def _sendmail(arguments: list[str], config_file: str | None) -> int:
 
         # Nothing of ours waits to be written, and tearing down the interpreter takes as long as a submission's disk.
         posix._exit(submit(options, config_file))
+    if options.mode == "smtp":
+        from minisend.submit.smtp import serve
+
+        posix._exit(serve(options, config_file))
     if options.mode == "mailq":
         return _mailq(config_file)
     if options.mode == "flush":

@@ -1,11 +1,11 @@
-"""Mail addresses as octets: lists parsed, one address checked, split, qualified and quoted.
+"""Mail addresses as octets: lists parsed, one address checked, split, qualified, quoted, put in ASCII.
 
 An *address* here is an addr-spec without angle brackets: ``local@domain``, or a bare ``local``
 that nobody has qualified yet.  What leaves ``parse_*`` has one form: comments, folding and source
 routes gone, the local part in the least quoting it can have (RFC 5321 section 4.1.2 asks that of
 senders), so ``"joe"@x`` is ``joe@x`` and ``"odd name"@x`` stays.  Case is kept.
 
-Never: no look-up, no alias, no IDNA, no judgement whether a mailbox exists.
+Never: no look-up, no alias, no judgement whether a mailbox exists, and no IDNA but in ``to_ascii``.
 
     read as                     octets
     white space                 SP, HT, and a line end that SP or HT follows (folding)
@@ -17,8 +17,9 @@ Never: no look-up, no alias, no IDNA, no judgement whether a mailbox exists.
                                 open quotes, brackets and comments, an empty local part or domain
 
 Source: RFC 5322 sections 3.4 and 4.4 (obsolete forms are read, never written), RFC 5321 section
-4.1.2, RFC 6531 (UTF-8), RFC 2047.  Where the grammar says no and Postfix, Exim and Sendmail all
-say yes (dots at odd places of a local part, "joe@x <joe@x>", ";" between addresses) so do we.
+4.1.2, RFC 6531 (UTF-8), RFC 5891 (IDNA), RFC 2047.  Where the grammar says no and Postfix, Exim and
+Sendmail all say yes (dots at odd places of a local part, "joe@x <joe@x>", ";" between addresses) so
+do we.
 """
 
 from minisend.errors import DataError
@@ -38,6 +39,14 @@ _DOT_ATEXT = _ATEXT + b"."
 _CONTROLS = bytes(range(32)) + b"\x7f"
 _CONTROLS_TO_SPACE = bytes(32 if octet in _CONTROLS else octet for octet in range(256))
 _LITERAL_TEXT = bytes(octet for octet in range(33, 127) if octet not in b"[\\]<>")
+
+_LABEL_TEXT = _ALNUM + b"-_"
+_LABEL_LIMIT = 63
+# Full stops of East Asian keyboards: they separate labels too (RFC 3490 section 3.1).
+_FULL_STOPS = {0x3002: ".", 0xFF0E: ".", 0xFF61: "."}
+# Sharp s, final sigma and the zero-width joiners: letters of their own since RFC 5891.  The older rules (RFC 3490), which
+# the standard library has, make "ss", another sigma and nothing of them: the domain of somebody else.
+_DEVIATIONS = "\u00df\u03c2\u200c\u200d"
 
 # Classes of octets for the tokenizer; a control character is text here and refused by check().
 _TEXT, _WHITE, _SPECIAL = b"aw!"
@@ -241,6 +250,32 @@ def qualify(address: bytes, domain: bytes) -> bytes:
     return address + b"@" + domain
 
 
+def to_ascii(address: bytes) -> bytes:
+    """``address`` with its domain in A-labels ("xn--..."), as DNS and servers without SMTPUTF8 want it.
+
+    The local part stays as it is, ASCII or not; so does all of an address without domain or with one
+    in ASCII.  Any other domain is taken in lower case and NFC, and what else is another spelling of a
+    letter (full width) becomes that letter, as browsers and Postfix do it.  Raises ``AddressError`` when
+    the domain is not UTF-8 or one of its labels has no A-label.  RFC 5891 section 4, RFC 3491.
+
+    Limits: the standard library maps by Unicode 3.2, so a right-to-left label with a letter newer than
+    that is refused.
+    """
+    local, domain = split(address)
+    if domain.isascii():
+        return address
+    import unicodedata
+
+    try:
+        # Letter by letter: of a whole word, lower() makes the last sigma a final one.
+        lower = "".join(letter.lower() for letter in domain.decode())
+        text = unicodedata.normalize("NFC", lower).translate(_FULL_STOPS)
+        labels = [_a_label(label) for label in text.split(".")]
+    except UnicodeError:
+        raise AddressError(address, "the domain has no form in ASCII") from None
+    return local + b"@" + b".".join(labels)
+
+
 def same(a: bytes, b: bytes) -> bool:
     """Whether two addresses are one: the domain in any case, the local part exactly (RFC 5321 2.4)."""
     if a == b:
@@ -276,6 +311,24 @@ def quote_phrase(name: bytes) -> bytes:
     if name.translate(None, _ATEXT + b" "):
         return b'"' + name.replace(b"\\", b"\\\\").replace(b'"', b'\\"') + b'"'
     return name
+
+
+def _a_label(label: str) -> bytes:
+    """The label for DNS, from lower case and NFC.  Raises ``UnicodeError``."""
+    import re
+    from encodings.idna import nameprep
+
+    text = "".join(
+        part if part in _DEVIATIONS else nameprep(part)
+        for part in re.split(f"([{_DEVIATIONS}])", label)
+    )
+    octets = text.encode() if text.isascii() else b"xn--" + text.encode("punycode")
+    # The mapping may give what is special in a path: a full-width ">" becomes ">".
+    if not text or len(octets) > _LABEL_LIMIT or octets.translate(None, _LABEL_TEXT):
+        raise UnicodeError("no label")
+    if text.startswith("xn--") and not text.isascii():
+        raise UnicodeError("an A-label with letters that are not ASCII")
+    return octets
 
 
 def _encoded_words(name: bytes) -> bytes:

@@ -5,7 +5,7 @@ For each message, in this order: claim; reserve room for the outcomes; attempt; 
 
 The one window in which a message can go out twice: the server has taken it (``end of data`` was answered, or sent and
 not answered) and this process or the machine stops before the record.  A single transaction that makes all recipients
-final has the unlink as its record.
+final has the unlink as its record; the directory's fsync is grouped ([spool] sync), and until it a power cut undoes it.
 """
 
 import os
@@ -72,7 +72,7 @@ def flush(
     """Attempt the selected messages once.
 
     ``progress``  called with (messages done, messages selected)
-    Raises SpoolError when the queue cannot be read at all.
+    Raises SpoolError when the queue cannot be read at all, or its changes not be made durable.
     """
     summary = Summary()
 
@@ -80,26 +80,41 @@ def flush(
         summary.broken += 1
         log.error(line(queue_id, event="broken", reason=text))
 
+    def make_durable() -> None:
+        # Removals and moves must not wait for a server that takes minutes.  Where this fails it is for the end to
+        # raise: here an attempt is under way, and perhaps has delivered to some.
+        try:
+            queue.sync()
+        except OSError as exc:
+            log.error(line("-", event="unsynced", reason=f"queue: {exc.strerror}"))
+
     if not os.path.lexists(f"{config.spool.path}/queue"):
         return summary
-    with (
-        Queue(config.spool.path, strict_sync=config.spool.sync == "each", report=report) as queue,
-        Remote(config) as remote,
-    ):
-        queue.sweep(time.time())
-        places = _select(queue, config, selection)
-        for done, place in enumerate(places):
+    try:
+        with (
+            Queue(
+                config.spool.path, strict_sync=config.spool.sync == "each", report=report
+            ) as queue,
+            Remote(config, before_connect=make_durable) as remote,
+        ):
+            queue.sweep(time.time())
+            places = _select(queue, config, selection)
+            for done, place in enumerate(places):
+                if progress is not None:
+                    progress(done, len(places))
+                broken = summary.broken
+                entry = queue.claim(place)
+                if entry is None:
+                    summary.skipped += summary.broken == broken
+                    continue
+                with entry:
+                    _deliver(config, queue, entry, remote, selection, summary, log)
+            # Before the goodbyes, which a server can draw out.
+            queue.sync()
             if progress is not None:
-                progress(done, len(places))
-            broken = summary.broken
-            entry = queue.claim(place)
-            if entry is None:
-                summary.skipped += summary.broken == broken
-                continue
-            with entry:
-                _deliver(config, queue, entry, remote, selection, summary, log)
-        if progress is not None:
-            progress(len(places), len(places))
+                progress(len(places), len(places))
+    except OSError as exc:
+        raise SpoolError(f"{config.spool.path}/queue: {exc.strerror}") from exc
     return summary
 
 
@@ -271,7 +286,7 @@ def _hold(entry: Entry, why: OSError) -> NoReturn:
     try:
         entry.move_to("hold")
     except (OSError, SpoolError) as exc:
-        text += f"; not moved to queue/hold either: {exc}"
+        text += f"; queue/hold: {exc}"
     raise _NotRecorded(text) from why
 
 

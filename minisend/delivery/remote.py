@@ -16,7 +16,7 @@ from minisend.delivery.mx import Target
 from minisend.delivery.policy import Verdict
 from minisend.delivery.route import SMARTHOST, NextHop
 from minisend.delivery.secrets import credentials
-from minisend.errors import ConfigError, MinisendError
+from minisend.errors import ConfigError, LocalProtocolError, MinisendError
 from minisend.smtp.session import Deadlines, Session
 from minisend.smtp.stream import HandshakeError, connect
 
@@ -41,12 +41,20 @@ class Content:
 class Remote:
     """The connections of one run.
 
-    ``trace``  gets the lines of each dialogue, without secrets
+    ``trace``           gets the lines of each dialogue, without secrets
+    ``before_connect``  called before each connection, which may take its time: for what must not wait so long
     """
 
-    def __init__(self, config: Config, *, trace: Callable[[str], None] | None = None) -> None:
+    def __init__(
+        self,
+        config: Config,
+        *,
+        trace: Callable[[str], None] | None = None,
+        before_connect: Callable[[], None] = lambda: None,
+    ) -> None:
         self._config = config
         self._trace = trace
+        self._before_connect = before_connect
         self._deadlines = Deadlines()
         self._resolver = mx.Resolver(mx.dns_query(config.dns))
         self._sessions: dict[NextHop, tuple[Target, Session]] = {}
@@ -63,14 +71,37 @@ class Remote:
     def attempt(
         self, hop: NextHop, sender: bytes, recipients: dict[int, bytes], content: Content
     ) -> list[Verdict]:
-        """One verdict for each of ``recipients`` (index → qualified address), in any order.
+        """One verdict for each of ``recipients`` (index → qualified address), in their order.
 
-        What reading the content raises goes through; the session is closed then.
+        What reading the content raises goes through, with the session closed, unless some have had it before.
         """
         if hop in self._unreachable:
             return [_for(index, self._unreachable[hop]) for index in recipients]
         latest: dict[int, Verdict] = {}
         waiting = dict(recipients)
+        try:
+            self._ask(hop, sender, waiting, content, latest)
+        except Exception as error:
+            if len(waiting) == len(recipients):
+                raise
+            # What became of the others must be recorded, or they would get it again.
+            fault = LocalProtocolError(f"the message could not be sent to all: {error}")
+            self._judge(waiting, latest, fault, "")
+        if hop not in self._sessions and all(
+            verdict.scope in (policy.SITE, policy.LOCAL) for verdict in latest.values()
+        ):
+            self._unreachable[hop] = next(iter(latest.values()))
+        return [latest[index] for index in recipients]
+
+    def _ask(
+        self,
+        hop: NextHop,
+        sender: bytes,
+        waiting: dict[int, bytes],
+        content: Content,
+        latest: dict[int, Verdict],
+    ) -> None:
+        """Ask the kept session, then one server after the other, until nobody waits."""
         asked: Target | None = None
         kept = self._sessions.pop(hop, None)
         if kept is not None:
@@ -97,11 +128,6 @@ class Remote:
                 self._transactions(hop, target, session, sender, waiting, content, latest)
             if not waiting:
                 break
-        if hop not in self._sessions and all(
-            verdict.scope in (policy.SITE, policy.LOCAL) for verdict in latest.values()
-        ):
-            self._unreachable[hop] = next(iter(latest.values()))
-        return [latest[index] for index in recipients]
 
     def _open(self, hop: NextHop, target: Target) -> Session:
         """A session ready for a message.  Raises SmtpError, ConfigError."""
@@ -124,6 +150,7 @@ class Remote:
         settings = smarthost or self._config.delivery
         if self._trace is not None:
             self._trace(f"-- connecting to {target.remote_mta}")
+        self._before_connect()
         session = Session(
             connect(target.address, target.port, self._deadlines.connect),
             hello=self._config.hostname.encode("ascii", "replace"),
@@ -170,7 +197,8 @@ class Remote:
         self._keep(hop, target, session)
 
     def _keep(self, hop: NextHop, target: Target, session: Session) -> None:
-        if not session.usable:
+        # Of two hosts that both put a recipient off, the one that is to be asked first stays.
+        if not session.usable or hop in self._sessions:
             session.quit()
             return
         if len(self._sessions) >= _KEPT_SESSIONS:

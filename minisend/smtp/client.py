@@ -16,7 +16,8 @@ written).  ``next_event`` and ``tls_established`` raise ``RemoteProtocolError`` 
 reply nobody asked for, a reply of a class that its command does not have, octets behind the reply to
 STARTTLS (RFC 3207 section 4.2: somebody in the middle may have written them), or a message acknowledged before it was sent.
 
-Source: RFC 5321, RFC 2920 (PIPELINING), RFC 3207 (STARTTLS), RFC 4954 (AUTH), RFC 1870 (SIZE).
+Source: RFC 5321, RFC 2920 (PIPELINING), RFC 3207 (STARTTLS), RFC 4954 (AUTH), RFC 1870 (SIZE), RFC 3461 and RFC 6533
+(DSN), RFC 6531 (SMTPUTF8), RFC 9422 (LIMITS).
 """
 
 import re
@@ -119,6 +120,10 @@ _FORBIDDEN = re.compile(rb"[\r\n\0]")
 # make parameters of what follows.
 _PATH = re.compile(rb'(?:[^\s<>"\\]|\\[^\s<>]|"(?:[^"\\]|\\.)*")*')
 
+# What xtext has to encode (RFC 3461 section 4), and utf-8-addr-xtext of characters (RFC 6533 section 3).
+_NOT_XCHAR = re.compile(rb"[^!-*,-<>-~]")
+_NOT_QCHAR = re.compile(r"[^!-*,-<>-\[\]-~]")
+
 
 def check_path(command: str, path: bytes) -> None:
     """Raise ``LocalProtocolError`` for octets that ``mail`` and ``rcpt`` would not put between brackets.
@@ -127,6 +132,32 @@ def check_path(command: str, path: bytes) -> None:
     """
     if not _PATH.fullmatch(path) or _FORBIDDEN.search(path):
         raise LocalProtocolError(f"{command}: not a path: {path!r}")
+
+
+def xtext(octets: bytes) -> bytes:
+    """Any octets as the value of a parameter: printable ASCII but "+" and "=" as it is, the rest "+XX" (RFC 3461 section 4)."""
+    return _NOT_XCHAR.sub(lambda found: b"+%02X" % found[0][0], octets)
+
+
+def original_recipient(address: bytes, *, utf8: bool) -> bytes:
+    """The value of ORCPT for ``address``, which has no brackets (RFC 3461 section 4.2).
+
+    One in UTF-8 has a type and an encoding of its own, and goes out in ASCII unless the transaction has SMTPUTF8
+    (``utf8``); RFC 6533 section 3.
+    """
+    try:
+        text = "" if address.isascii() else address.decode()
+    except UnicodeDecodeError:
+        text = ""
+    if not text:
+        return b"rfc822;" + xtext(address)
+    encoded = _NOT_QCHAR.sub(
+        lambda found: (
+            found[0] if utf8 and not found[0].isascii() else f"\\x{{{ord(found[0]):02X}}}"
+        ),
+        text,
+    )
+    return b"utf-8;" + encoded.encode()
 
 
 class Extensions(dict[str, tuple[str, ...]]):
@@ -164,6 +195,25 @@ class Extensions(dict[str, tuple[str, ...]]):
     def eightbitmime(self) -> bool:
         """RFC 6152."""
         return "8BITMIME" in self
+
+    @property
+    def smtputf8(self) -> bool:
+        """RFC 6531."""
+        return "SMTPUTF8" in self
+
+    @property
+    def dsn(self) -> bool:
+        """RFC 3461: from here on the server tells the sender what was asked for; without it that is left to us."""
+        return "DSN" in self
+
+    @property
+    def rcpt_max(self) -> int:
+        """Recipients that the server takes in one transaction; 0 when it does not say (RFC 9422, LIMITS RCPTMAX)."""
+        for limit in self.get("LIMITS", ()):
+            name, _, value = limit.partition("=")
+            if name.upper() == "RCPTMAX" and value.isdecimal() and len(value) <= 6:
+                return int(value)
+        return 0
 
     @property
     def starttls(self) -> bool:

@@ -16,16 +16,26 @@ The one window in which a message can arrive twice: the connection is lost after
 reply came.  The error then has phase "end of data"; the server may have the message, and whoever tries again may send
 it a second time.  While the message itself is being written the phase is "DATA", and nothing was delivered.
 
-Source: RFC 5321, RFC 2920, RFC 3207, RFC 4954, RFC 1870, RFC 6152.
+    an address that is not ASCII     SMTPUTF8 offered                 not offered
+    in its domain alone              as it is; MAIL has SMTPUTF8      the domain in A-labels
+    in its local part                as it is; MAIL has SMTPUTF8      Utf8NotOffered: for the recipient whose it is,
+                                                                      for all when it is the sender's
+
+Octets above 127 in the header alone ask for no SMTPUTF8: of the servers without it nearly all pass them on, and
+to refuse them would lose mail that every other agent delivers.
+
+Source: RFC 5321, RFC 2920, RFC 3207, RFC 4954, RFC 1870, RFC 6152, RFC 3461 (DSN), RFC 6531 (SMTPUTF8), RFC 5891 (IDNA).
 """
 
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import repeat
 from time import monotonic
 from typing import TYPE_CHECKING
 
+from minisend.address import AddressError, to_ascii
 from minisend.errors import (
     LocalProtocolError,
     NetworkError,
@@ -35,6 +45,7 @@ from minisend.errors import (
 )
 from minisend.smtp import auth, client
 from minisend.smtp.client import Answer, Connection, Extensions, State
+from minisend.smtp.reply import printable
 from minisend.smtp.stream import READ_SIZE, HandshakeError, Stream, blame
 
 if TYPE_CHECKING:
@@ -44,6 +55,13 @@ if TYPE_CHECKING:
 _COMMAND_LINE = 512
 
 _TLS_LEVELS = ("none", "opportunistic", "starttls", "implicit")
+
+# Values of RFC 3461: RET (section 4.3), and NOTIFY where it is not NEVER (section 4.1).
+_RET = ("FULL", "HDRS")
+_NOTIFY = frozenset(("SUCCESS", "FAILURE", "DELAY"))
+
+#: Characters of an ENVID before xtext: what Postfix takes.
+_ENVID_LIMIT = 100
 
 #: Octets written under one deadline.
 _PIECE = 16 * 1024
@@ -100,6 +118,29 @@ class SizeExceeded(SmtpError):
     """The message is larger than the server's EHLO said it takes; nothing was sent."""
 
     status = "5.3.4"
+
+
+class Utf8NotOffered(SmtpError):
+    """An address can be written in UTF-8 only, and the server's EHLO did not offer that; nothing was sent to it."""
+
+    status = "5.6.7"
+
+    def __init__(self, address: bytes) -> None:
+        super().__init__(
+            f"address needs SMTPUTF8, which the server does not offer: {printable(address)}"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class DsnRequest:
+    """What the sender asked to be told of one recipient (RFC 3461); a server that does not offer DSN never hears of it.
+
+    ``notify``    "NEVER", or any of "SUCCESS", "FAILURE", "DELAY" with commas between, in any case; "" leaves it to the server
+    ``original``  the address as the sender gave it, octets without brackets; ``b""`` when not known
+    """
+
+    notify: str = ""
+    original: bytes = b""
 
 
 class Session:
@@ -200,6 +241,9 @@ class Session:
         *,
         size: int,
         eight_bit: bool,
+        ret: str = "",
+        envid: str = "",
+        dsn: Sequence[DsnRequest] = (),
     ) -> list[Answer | SmtpError]:
         """One transaction; one result a recipient, in order.
 
@@ -208,17 +252,33 @@ class Session:
                        through, with the connection closed, so that no half message is taken for a whole one
         ``size``       its octets with CRLF line ends, for SIZE
         ``eight_bit``  it has octets above 127: BODY=8BITMIME is said when offered
+        ``ret``        "FULL" | "HDRS", in any case, "" leaves it to the server
+        ``envid``      the sender's name for the transaction, printable ASCII, not yet xtext; "" for none
+        ``dsn``        one for each recipient, in order; none at all when nothing was asked for any
+
+        Whether the server took ``ret``, ``envid`` and ``dsn`` on itself is ``extensions.dsn``, also when the session has ended.
+        How many recipients it takes is ``extensions.rcpt_max``; they are not divided here.
 
         A result is the ``Answer`` that settled the recipient - to the message, or the refusal of MAIL, RCPT or
-        DATA - or the error that ended the session before it was settled.  An ``Answer`` with
-        ``reply.ok`` is always the one to "end of data".  Raises ``LocalProtocolError`` when not ``usable``.
+        DATA - or the error that ended the session before it was settled, or kept the recipient out of
+        the transaction.  An ``Answer`` with ``reply.ok`` is always the one to "end of data".
+        Raises ``LocalProtocolError`` when not ``usable``.
         """
         if not self.usable:
             raise LocalProtocolError("session cannot take another message")
+        if dsn and len(dsn) != len(recipients):
+            raise LocalProtocolError(f"{len(dsn)} DSN requests for {len(recipients)} recipients")
         results: list[Answer | SmtpError | None] = [None] * len(recipients)
         ended: Answer | SmtpError
         try:
-            ended = self._transaction(sender, recipients, content, results, size, eight_bit)
+            utf8 = self.extensions.smtputf8 and not all(map(bytes.isascii, (sender, *recipients)))
+            mail = partial(
+                self._connection.mail,
+                _path(client.MAIL, sender, utf8=utf8),
+                self._mail_parameters(size, eight_bit, ret, envid, utf8=utf8),
+            )
+            rcpts = self._rcpts(recipients, dsn, results, utf8=utf8)
+            ended = self._transaction(mail, rcpts, content, results)
         except SmtpError as error:
             blame(error, client.MAIL)
             ended = error
@@ -328,46 +388,75 @@ class Session:
 
     # One transaction
 
-    def _transaction(
-        self,
-        sender: bytes,
-        recipients: Sequence[bytes],
-        content: Iterable[bytes],
-        results: list[Answer | SmtpError | None],
-        size: int,
-        eight_bit: bool,
-    ) -> Answer | SmtpError:
-        """Settle what is settled before the end in ``results``; return what settles the others."""
+    def _mail_parameters(
+        self, size: int, eight_bit: bool, ret: str, envid: str, *, utf8: bool
+    ) -> list[bytes]:
+        """Raises ``SizeExceeded``, ``LocalProtocolError``; ``utf8``: with SMTPUTF8."""
         offered = self.extensions
-        connection = self._connection
-        if connection.state is not State.READY:
-            connection.rset()
-            self._answer_ok()
         if 0 < offered.size < size:
-            return blame(
-                SizeExceeded(
-                    f"message of {size} octets is larger than the {offered.size} the server takes"
-                ),
-                client.MAIL,
+            raise SizeExceeded(
+                f"message of {size} octets is larger than the {offered.size} the server takes"
             )
         parameters = []
         if "SIZE" in offered:
             parameters.append(b"SIZE=%d" % size)
         if eight_bit and offered.eightbitmime:
             parameters.append(b"BODY=8BITMIME")
-        commands = deque([partial(connection.mail, sender, parameters)])
-        asked = []
-        for index, recipient in enumerate(recipients):
+        if utf8:
+            parameters.append(b"SMTPUTF8")
+        if ret and offered.dsn:
+            if ret.upper() not in _RET:
+                raise LocalProtocolError(f"RET: not FULL or HDRS: {ret!r}")
+            parameters.append(b"RET=" + ret.upper().encode("ascii"))
+        if envid and offered.dsn:
+            if not (envid.isascii() and envid.isprintable() and len(envid) <= _ENVID_LIMIT):
+                raise LocalProtocolError(
+                    f"ENVID: not up to {_ENVID_LIMIT} printable ASCII characters: {envid!r}"
+                )
+            parameters.append(b"ENVID=" + client.xtext(envid.encode("ascii")))
+        return parameters
+
+    def _rcpts(
+        self,
+        recipients: Sequence[bytes],
+        dsn: Sequence[DsnRequest],
+        results: list[Answer | SmtpError | None],
+        *,
+        utf8: bool,
+    ) -> dict[int, partial[None]]:
+        """The commands by index; who cannot be asked for has the reason in ``results``."""
+        commands = {}
+        for index, (recipient, request) in enumerate(
+            zip(recipients, dsn or repeat(DsnRequest()), strict=False)
+        ):
             try:
-                client.check_path(client.RCPT, recipient)
-            except LocalProtocolError as error:
+                path = _path(client.RCPT, recipient, utf8=utf8)
+                parameters = _rcpt_parameters(request, utf8=utf8) if self.extensions.dsn else []
+            except SmtpError as error:
                 results[index] = blame(error, client.RCPT)
                 continue
-            asked.append(index)
-            commands.append(partial(connection.rcpt, recipient))
-        if not asked:
-            return blame(LocalProtocolError("no recipients"), client.RCPT)
-        commands.append(partial(connection.data))
+            commands[index] = partial(self._connection.rcpt, path, parameters)
+        return commands
+
+    def _transaction(
+        self,
+        mail_command: partial[None],
+        rcpt_commands: dict[int, partial[None]],
+        content: Iterable[bytes],
+        results: list[Answer | SmtpError | None],
+    ) -> Answer:
+        """Settle what is settled before the end in ``results``; return what settles the others.
+
+        ``rcpt_commands``  index into ``results`` → command
+        """
+        if not rcpt_commands:
+            raise LocalProtocolError("no recipients")
+        offered = self.extensions
+        connection = self._connection
+        if connection.state is not State.READY:
+            connection.rset()
+            self._answer_ok()
+        commands = deque([mail_command, *rcpt_commands.values(), partial(connection.data)])
         if offered.pipelining:
             while commands:
                 commands.popleft()()
@@ -384,7 +473,7 @@ class Session:
             if mail.reply.code == 421 or not offered.pipelining:
                 return mail
         accepted = 0
-        for index in asked:
+        for index in rcpt_commands:
             answer = ask()
             if answer.reply.code == 421:
                 return answer
@@ -476,3 +565,35 @@ class Session:
                 self._fault = blame(error, phase)
             return False
         return self._connection.state is not State.CLOSED
+
+
+def _path(command: str, address: bytes, *, utf8: bool) -> bytes:
+    """``address`` as it is sent.  Raises ``LocalProtocolError``, ``Utf8NotOffered``; ``utf8``: MAIL has SMTPUTF8."""
+    client.check_path(command, address)
+    if utf8:
+        try:
+            address.decode()
+        except UnicodeDecodeError:
+            raise LocalProtocolError(f"{command}: not UTF-8: {address!r}") from None
+        return address
+    try:
+        path = to_ascii(address)
+    except AddressError as error:
+        raise Utf8NotOffered(address) from error
+    if not path.isascii():
+        raise Utf8NotOffered(address)
+    return path
+
+
+def _rcpt_parameters(request: DsnRequest, *, utf8: bool) -> list[bytes]:
+    parameters = []
+    if request.notify:
+        words = request.notify.upper().split(",")
+        if words != ["NEVER"] and not _NOTIFY.issuperset(words):
+            raise LocalProtocolError(
+                f"NOTIFY: not NEVER, nor of SUCCESS, FAILURE, DELAY: {request.notify!r}"
+            )
+        parameters.append(b"NOTIFY=" + ",".join(words).encode("ascii"))
+    if request.original:
+        parameters.append(b"ORCPT=" + client.original_recipient(request.original, utf8=utf8))
+    return parameters

@@ -63,7 +63,10 @@ def begin_writing(fd: int) -> None:
 
     POSIX_FADV_DONTNEED does this on Linux as a side effect; there is no call of its own in Python.
     """
-    posix.posix_fadvise(fd, 0, 0, posix.POSIX_FADV_DONTNEED)
+    try:
+        posix.posix_fadvise(fd, 0, 0, posix.POSIX_FADV_DONTNEED)
+    except OSError:
+        pass  # a file system that takes no advice
 
 
 def truncate(fd: int, length: int) -> None:

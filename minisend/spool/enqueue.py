@@ -34,8 +34,8 @@ if TYPE_CHECKING:
 
 # Up to here a message is written in one call, with its size known.
 _GATHER = 128 * 1024
-# Counting the lines of a larger message would take longer than writing it to the disk.
-_COUNTED = 1024 * 1024
+# The lines of a larger message are neither counted nor measured: that would take longer than writing it.
+_COUNTED = 256 * 1024
 # How much is written before the disk is told to begin with it, so that the fsync at the end has little left to wait for.
 _WRITEBACK = 2 * 1024 * 1024
 # RFC 5322 section 2.1.1: a line has at most 998 octets before its line end.
@@ -68,10 +68,6 @@ class Counter:
         flags = self._flags
         self._crc = crc32(octets, self._crc)
         self.octets += len(octets)
-        if self.octets > _COUNTED:
-            self.lines = -1
-        else:
-            self.lines += octets.count(b"\n")
         if EIGHT_BIT not in flags and not octets.isascii():
             flags.add(EIGHT_BIT)
         if HAS_NUL not in flags and b"\0" in octets:
@@ -83,8 +79,13 @@ class Counter:
                 flags.add(BARE_CR)
         after_cr = self._last_cr
         self._last_cr = octets.endswith(b"\r")
-        if LONG_LINE not in flags:
-            self._measure(octets, after_cr)
+        if self.octets > _COUNTED:
+            self.lines = -1
+            flags.discard(LONG_LINE)
+        else:
+            self.lines += octets.count(b"\n")
+            if LONG_LINE not in flags:
+                self._measure(octets, after_cr)
 
     def _measure(self, octets: bytes, after_cr: bool) -> None:
         # Leaps to the last line end that a line of full length could reach: most lines are never looked at.
@@ -106,7 +107,7 @@ class Counter:
         """The trailer of what has passed, under an envelope with this checksum."""
         if self._last_cr:
             self._flags.add(BARE_CR)
-        if self._column - self._last_cr > _LONGEST_LINE:
+        if self.lines >= 0 and self._column - self._last_cr > _LONGEST_LINE:
             self._flags.add(LONG_LINE)
         return Trailer(
             self.octets, self.lines, f"{self._crc:08x}", "".join(sorted(self._flags)), crc
@@ -124,22 +125,26 @@ def enqueue(queue: int, envelope: Envelope, message: "Iterable[bytes]", limit: i
     """
     name = envelope.queue_id
     tmp = _open("tmp", queue)
+    fd = -1
+    ours = True
     try:
-        fd = _create(name, tmp)
         try:
-            _write(fd, envelope, message, limit)
-            _publish(name, tmp, queue)
-        except BaseException as exc:
-            try:
-                disk.unlink(name, tmp)
-            except OSError:
-                pass  # renamed already, or a disk that refuses even this: the store clears tmp
-            if isinstance(exc, OSError):
-                raise SpoolError(f"queue: {exc.strerror}") from exc
-            raise
-        finally:
-            disk.close(fd)
+            fd = disk.create(name, tmp)
+        except OSError as exc:
+            ours = False
+            raise SpoolError(f"queue/tmp/{name}: {exc.strerror}") from exc
+        _write(fd, envelope, message, limit)
+        _publish(name, tmp, queue)
+    except BaseException as exc:
+        # Also when a signal came before the descriptor was ours to close.
+        if ours:
+            _forget(name, tmp)
+        if isinstance(exc, OSError):
+            raise SpoolError(f"queue: {exc.strerror}") from exc
+        raise
     finally:
+        if fd >= 0:
+            disk.close(fd)
         disk.close(tmp)
 
 
@@ -150,11 +155,11 @@ def _open(state: str, queue: int) -> int:
         raise SpoolError(f"queue/{state}: {exc.strerror}") from exc
 
 
-def _create(name: str, tmp: int) -> int:
+def _forget(name: str, directory: int) -> None:
     try:
-        return disk.create(name, tmp)
-    except OSError as exc:
-        raise SpoolError(f"queue/tmp/{name}: {exc.strerror}") from exc
+        disk.unlink(name, directory)
+    except OSError:
+        pass  # not there, or no more; or a disk that refuses even this: the store clears tmp
 
 
 def _publish(name: str, tmp: int, queue: int) -> None:
@@ -163,12 +168,12 @@ def _publish(name: str, tmp: int, queue: int) -> None:
         if disk.exists(name, new):
             # A rename would replace it.
             raise SpoolError(f"queue/new/{name}: exists already")
-        disk.rename(name, tmp, name, new)
         try:
+            disk.rename(name, tmp, name, new)
             disk.fsync(new)
         except BaseException:
             # The caller will be told to try again: it must not go out once more.
-            disk.unlink(name, new)
+            _forget(name, new)
             raise
     finally:
         disk.close(new)

@@ -6,7 +6,7 @@
                                 (empty line)
     message                     as it came, exactly ``size`` octets
     trailer                     appended line ``end``: octets, LF count, digest (CRC-32), flags, checksum of the envelope
-    facts, outcome lines        appended lines, see below
+    facts, outcome, report lines    appended lines, see below
 
 Values are octets with control characters and the backslash as ``\\xHH``, so a value never holds a line end.
 An appended line is LF, the text, a space, eight hexadecimal digits of the text's CRC-32, LF.  The leading LF ends
@@ -54,7 +54,12 @@ class UnknownVersion(Exception):
 
 
 class Trailer:
-    """What the writer counted: ``octets``, ``lines`` (LF octets; -1 in a large message), ``digest`` (hexadecimal), ``flags``, ``head_crc``."""
+    """What the writer counted.
+
+    ``lines``   LF octets; -1 where the message is so large that its lines were neither counted nor measured
+    ``digest``  CRC-32 of the message, hexadecimal
+    ``flags``   letters, see above
+    """
 
     __slots__ = ("digest", "flags", "head_crc", "lines", "octets")
 
@@ -82,21 +87,24 @@ class Tail:
     ``length``    octets that are good, from the end of the message
     ``torn``      a half-written line follows them
     ``outcomes``  (attempt number, Outcome) in the order written
+    ``reported``  what reports were queued, each as ``delivery.bounce`` noted it
     """
 
-    __slots__ = ("facts", "length", "outcomes", "torn", "trailer")
+    __slots__ = ("facts", "length", "outcomes", "reported", "torn", "trailer")
 
     def __init__(
         self,
         trailer: Trailer,
         facts: Facts | None,
         outcomes: "list[tuple[int, Outcome]]",
+        reported: "set[str]",
         length: int,
         torn: bool,
     ) -> None:
         self.trailer = trailer
         self.facts = facts
         self.outcomes = outcomes
+        self.reported = reported
         self.length = length
         self.torn = torn
 
@@ -291,6 +299,11 @@ def format_outcomes(attempt: int, outcomes: "Iterable[Outcome]") -> bytes:
     )
 
 
+def format_report(note: str) -> bytes:
+    """The appended line that says that a report was queued."""
+    return format_line(b"report\t" + _text(note))
+
+
 def format_ranges(numbers: "Iterable[int]") -> bytes:
     """Recipient indexes as ``0-3,7``."""
     parts: list[bytes] = []
@@ -331,6 +344,7 @@ def parse_tail(octets: bytes, envelope: Envelope) -> Tail:
     trailer: Trailer | None = None
     facts: Facts | None = None
     outcomes: list[tuple[int, Outcome]] = []
+    reported: set[str] = set()
     position = 0
     while octets[position : position + 1] == b"\n":
         end = octets.find(b"\n", position + 1)
@@ -346,6 +360,9 @@ def parse_tail(octets: bytes, envelope: Envelope) -> Tail:
                 facts = Facts(hostname, mail_domain, from_field, message_id)
             elif fields[0] == b"outcome":
                 outcomes += _parse_outcomes(fields, len(envelope.recipients))
+            elif fields[0] == b"report":
+                _, note = fields
+                reported.add(_from_text(note))
             else:
                 raise BrokenRecord("it has a line of an unknown kind")
         except ValueError as exc:
@@ -363,7 +380,7 @@ def parse_tail(octets: bytes, envelope: Envelope) -> Tail:
                 raise BrokenRecord("a line after the message is damaged")
             break
         bad += len(line) + 1
-    return Tail(trailer, facts, outcomes, position, bool(rest))
+    return Tail(trailer, facts, outcomes, reported, position, bool(rest))
 
 
 def _parse_trailer(fields: list[bytes]) -> Trailer:

@@ -28,6 +28,7 @@ from minisend.spool.record import (
     UnknownVersion,
     format_facts,
     format_outcomes,
+    format_report,
     head_crc,
     head_length,
     parse_head,
@@ -73,6 +74,7 @@ class Entry:
 
     ``attempts``  made so far
     ``latest``    recipient index → its last Outcome
+    ``reported``  what reports were queued, see ``note_reported``
     Only a claimed entry (``Queue.claim``) may be changed; leaving its context gives the claim back.
     """
 
@@ -88,6 +90,7 @@ class Entry:
         "latest",
         "outcomes",
         "place",
+        "reported",
         "size",
         "tail_at",
         "trailer",
@@ -114,6 +117,7 @@ class Entry:
         self.trailer = tail.trailer
         self.facts = tail.facts
         self.outcomes = tail.outcomes
+        self.reported = tail.reported
         self.tail_at = len(head) + size + tail.length
         self.attempts = max((attempt for attempt, _ in tail.outcomes), default=0)
         self.latest: dict[int, Outcome] = {o.recipient: o for _, o in tail.outcomes}
@@ -209,6 +213,12 @@ class Entry:
         self.attempts = max(self.attempts, attempt)
         self.outcomes += [(attempt, outcome) for outcome in outcomes]
         self.latest.update({outcome.recipient: outcome for outcome in outcomes})
+
+    def note_reported(self, note: str) -> None:
+        """Append and make durable that a report was queued; ``note`` says which, in ``delivery.bounce``'s words."""
+        self._append(format_report(note))
+        disk.fsync(self._fd)
+        self.reported.add(note)
 
     def defer(self, until: float) -> None:
         """Wait in ``cur`` until then (seconds)."""
@@ -457,7 +467,7 @@ class Queue:
         # Not exactly to its end: a flusher may be giving back the room it had reserved there.
         rest = octets[after:] if len(octets) == end else _read_at(fd, max(end - after, 0), after)
         tail = parse_tail(rest, envelope)
-        if tail.trailer.head_crc != head_crc(head) or tail.trailer.octets != size:
+        if tail.trailer.head_crc != head_crc(head):
             raise BrokenRecord("its envelope was changed after it was written")
         if envelope.queue_id != place.queue_id:
             raise BrokenRecord("it lies under a name that is not its own")

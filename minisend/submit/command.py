@@ -15,7 +15,7 @@ from minisend.envelope import Envelope, Recipient
 from minisend.errors import DataError, UsageError
 from minisend.spool.enqueue import new_queue_id
 from minisend.submit.handover import hand_over, start_flusher
-from minisend.submit.identity import caller, zone
+from minisend.submit.identity import Identity, caller, zone
 from minisend.submit.options import Options
 from minisend.submit.stdin import pieces, until_dot
 
@@ -42,9 +42,28 @@ def submit(options: Options, config_file: str | None) -> int:
         )
     sender = _sender(options.sender)
     facts = submission_facts(config_file, posix.environ, posix.getuid(), posix.geteuid())
-    identity = caller()
+    envelope = new_envelope(options, caller(), sender, recipients)
+    envelope.from_headers = options.from_headers
+    envelope.body = options.body
+    envelope.ret = options.ret
+    envelope.envid = options.envid
+    signals = stop_on_signals()
+    message = pieces()
+    if not options.dot_is_data:
+        message = until_dot(message)
+    if options.from_headers:
+        message = _take_header_recipients(envelope, message)
+    hand_over(facts, envelope, _then_ignoring(signals, message))
+    start_delivery(options, facts.file and config_file, envelope.queue_id)
+    return 0
+
+
+def new_envelope(
+    options: Options, identity: Identity, sender: bytes | None, recipients: list[Recipient]
+) -> Envelope:
+    """An envelope with a queue id of its own and the time of now; ``sender`` is None when the caller named none."""
     now = time.time()
-    envelope = Envelope(
+    return Envelope(
         new_queue_id(posix.urandom(16)),
         quote_local(identity.login) if sender is None else sender,
         recipients,
@@ -54,29 +73,17 @@ def submit(options: Options, config_file: str | None) -> int:
         login=identity.login,
         full_name=_full_name(options, identity.full_name),
         sender_given=sender is not None,
-        from_headers=options.from_headers,
-        body=options.body,
-        ret=options.ret,
-        envid=options.envid,
     )
-    signals = _stop_on_signals()
-    message = pieces()
-    if not options.dot_is_data:
-        message = until_dot(message)
-    if options.from_headers:
-        message = _take_header_recipients(envelope, message)
-    hand_over(facts, envelope, _then_ignoring(signals, message))
+
+
+def start_delivery(options: Options, config_file: str | None, queue_id: str) -> None:
+    """What -od asks for, once the message is in the queue.  ``config_file`` is None when none was read."""
     if options.delivery != "queue":
         waits = options.delivery == "interactive"
-        start_flusher(
-            facts.file and config_file,
-            ["--quiet", envelope.queue_id] if waits else ["--background"],
-            wait=waits,
-        )
-    return 0
+        start_flusher(config_file, ["--quiet", queue_id] if waits else ["--background"], wait=waits)
 
 
-def _stop_on_signals() -> "list[int]":
+def stop_on_signals() -> "list[int]":
     """From here on a signal raises KeyboardInterrupt with its number.  Returns those that the caller does not ignore."""
     caught = [number for number in _SIGNALS if _signal.getsignal(number) is not _signal.SIG_IGN]
     for number in caught:
@@ -91,30 +98,34 @@ def _then_ignoring(signals: "list[int]", message: "Iterator[bytes]") -> "Iterato
     """
     yield from message
     for number in signals:
-        _signal.signal(number, _signal.SIG_IGN)
+        _signal.signal(number, _do_nothing)
 
 
 def _stop(number: int, frame: object) -> None:
     for each in _SIGNALS:
-        _signal.signal(each, _signal.SIG_IGN)  # a second one must not break off the cleaning up
+        _signal.signal(each, _do_nothing)  # a second one must not break off the cleaning up
     raise KeyboardInterrupt(number)
+
+
+def _do_nothing(number: int, frame: object) -> None:
+    """In place of SIG_IGN, with which the interpreter complains of a signal that was on its way already."""
 
 
 def _recipients(words: list[str]) -> list[Recipient]:
     found: list[bytes] = []
     for word in words:
         found += parse_recipients(_octets(word))
-    return _each_once(found)
+    return each_once([Recipient(address) for address in found])
 
 
-def _each_once(addresses: "list[bytes]") -> list[Recipient]:
-    """One Recipient an address; domains compare case-blind, the first spelling stays."""
-    seen: dict[tuple[bytes, bytes], bytes] = {}
-    for address in addresses:
-        check(address)
-        local, at, domain = address.rpartition(b"@")
-        seen.setdefault((local + at, domain.lower() if at else domain), address)
-    return [Recipient(address) for address in seen.values()]
+def each_once(recipients: list[Recipient]) -> list[Recipient]:
+    """The first Recipient of each address; domains compare case-blind.  Raises AddressError for an address not fit for SMTP."""
+    seen: dict[tuple[bytes, bytes], Recipient] = {}
+    for recipient in recipients:
+        check(recipient.address)
+        local, at, domain = recipient.address.rpartition(b"@")
+        seen.setdefault((local + at, domain.lower() if at else domain), recipient)
+    return list(seen.values())
 
 
 def _sender(value: str | None) -> bytes | None:
@@ -160,7 +171,7 @@ def _take_header_recipients(envelope: Envelope, message: "Iterator[bytes]") -> "
             f"no end of the header within {HEADER_LIMIT} octets: cannot take recipients from it (-t)"
         )
     found = header_recipients(header.fields)
-    envelope.recipients = _each_once([r.address for r in envelope.recipients] + found)
+    envelope.recipients = each_once(envelope.recipients + [Recipient(address) for address in found])
     if not envelope.recipients:
         raise UsageError("no recipients: none in To, Cc or Bcc, and none as arguments")
 

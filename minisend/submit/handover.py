@@ -46,7 +46,7 @@ def start_flusher(config_file: str | None, arguments: list[str], *, wait: bool) 
     try:
         command = [sys.executable, "-I", launcher, "minisend"]
         if config_file is not None:
-            command += ["-C", _absolute(config_file)]
+            command += ["-C", absolute(config_file)]
         command += ["flush", *arguments]
         posix.chdir("/")
         # Locks and pipes that the caller leaked to us would otherwise stay open for as long as the delivery takes.
@@ -74,7 +74,8 @@ def _launcher() -> str:
     return package.rpartition("/")[0] + "/__main__.py" if package[:1] == "/" else ""
 
 
-def _absolute(path: str) -> str:
+def absolute(path: str) -> str:
+    """``path`` as it is still true after a change of the working directory.  Raises OSError when that is gone."""
     return path if path[:1] == "/" else posix.getcwd() + "/" + path
 
 

@@ -52,7 +52,7 @@ _LETTERS = {
 }
 
 # -b<x>: what the program is asked to be
-MODES = {"m": "submit", "p": "mailq", "i": "newaliases"}
+MODES = {"m": "submit", "s": "smtp", "p": "mailq", "i": "newaliases"}
 
 # -od<x> and -O DeliveryMode=<x...>; "d" (deferred) postpones even look-ups, which for us is queueing only
 DELIVERY = {"b": "background", "i": "interactive", "q": "queue", "d": "queue"}
@@ -61,7 +61,7 @@ DELIVERY = {"b": "background", "i": "interactive", "q": "queue", "d": "queue"}
 class Options:
     """What the command line asked for.
 
-    ``mode``        "submit" | "mailq" | "newaliases" | "flush" | "help" | "version"
+    ``mode``        "submit" | "smtp" | "mailq" | "newaliases" | "flush" | "help" | "version"
     ``sender``      value of the last -f or -r, "" for the null reverse-path, None when not given
     ``full_name``   value of -F, None when not given
     ``from_headers``, ``dot_is_data``, ``verbose``  flags -t, -i, -v
@@ -177,6 +177,7 @@ def _set_short(options: Options, value: str) -> None:
 
 USAGE = """\
 usage: sendmail [-C FILE] [-t] [-i] [-f SENDER] [-F NAME] [-od b|i|q] [--] [RECIPIENT ...] < message
+       sendmail -bs    speak SMTP on standard input and output
        sendmail -bp    list the queue
        sendmail -q     deliver what is queued
        sendmail -bi    for compatibility: there is no alias database to build

@@ -3,7 +3,9 @@
 A descriptor left in non-blocking mode by the caller is waited for: EAGAIN is never the end of the message.
 """
 
+import fcntl
 import posix
+import select
 
 from minisend.errors import ReadError
 
@@ -12,15 +14,17 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 _PIECE = 256 * 1024
+_PATIENCE = 1000  # milliseconds
 
 
 def pieces(fd: int = 0) -> "Iterator[bytes]":
     """What can be read from ``fd`` up to its end, in non-empty pieces.  Raises ReadError."""
+    _check(fd)
     while True:
+        _wait(fd)
         try:
             piece = posix.read(fd, _PIECE)
         except BlockingIOError:
-            _wait(fd)
             continue
         except OSError as exc:
             raise ReadError(f"standard input: {exc.strerror}") from exc
@@ -29,12 +33,26 @@ def pieces(fd: int = 0) -> "Iterator[bytes]":
         yield piece
 
 
-def _wait(fd: int) -> None:
-    import select
+def _check(fd: int) -> None:
+    """Raise ReadError for a descriptor that is closed or only for writing, which there would be no end of waiting for."""
+    try:
+        mode = fcntl.fcntl(fd, fcntl.F_GETFL) & posix.O_ACCMODE
+    except OSError as exc:
+        raise ReadError(f"standard input: {exc.strerror}") from exc
+    if mode == posix.O_WRONLY:
+        raise ReadError("standard input: not open for reading")
 
+
+def _wait(fd: int) -> None:
+    """Until there is something to read, an end or an error.
+
+    Each call to the kernel has an end, also where the descriptor blocks: a signal that comes just before a call is
+    noticed when the call returns.
+    """
     poller = select.poll()
     poller.register(fd, select.POLLIN)
-    poller.poll()
+    while not poller.poll(_PATIENCE):
+        pass
 
 
 def until_dot(source: "Iterator[bytes]") -> "Iterator[bytes]":

@@ -129,7 +129,7 @@ def report(
     runs: int,
 ) -> None:
     results: dict[str, list[tuple[float, float]]] = {name: [] for name in rows}
-    for name, (command, queue) in rows.items():
+    for command, queue in rows.values():
         run(command, stdin)
         empty(queue)
     for _ in range(runs):

@@ -80,7 +80,7 @@ def test_enqueue(tmp_path, message):
             spool = f"{tmp_path}/{number}{kind.__name__}"
             code = in_child(lambda at=spool: submit(at))
             writes = calls[number - 1] in ("write", "pwrite")
-            assert code == (STOPPED if kind is stop_after or writes else 0)
+            assert code == (STOPPED if kind is stop_after or writes else 0), (number, kind.__name__)
             with RecordingQueue(spool) as queue:
                 found = listing(spool)
                 assert found in ({"tmp": [ID]}, {"new": [ID]}, {})

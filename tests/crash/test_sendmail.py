@@ -131,6 +131,23 @@ def test_killed_at_every_system_call(tmp_path, message, old):
     assert kept == [False] * (renamed + 1) + [True] * (len(order) - renamed - 1)
 
 
+@pytest.mark.parametrize("call", ["fsync", "rename", "renameat", "close"])
+def test_a_signal_after_the_last_octet(tmp_path, call):
+    """It may be durable already, and who sees an error would send it again: exit 0."""
+    submission = Submission(tmp_path / "run", SMALL)
+    RecordingQueue(submission.spool).close()
+    assert submission.run("-e", f"trace={call}") == 0
+    lines = submission.calls()
+    places = [n for n, line in enumerate(lines, 1) if f"{submission.spool}/queue" in line]
+    submission.whole()
+    for place in places:
+        inject = f"inject={call}:signal=TERM:when={place}"
+        assert submission.run("-e", f"trace={call}", "-e", inject) == 0
+        assert any("SIGTERM" in line for line in submission.calls())
+        assert submission.whole()
+    assert places or call in ("rename", "renameat")
+
+
 @pytest.mark.parametrize("mode", ["-odq", "-odb", "-odi"])
 def test_durable_before_exit_0(tmp_path, mode):
     """fsync of the file, rename, fsync of the directory; only then the flusher, only then the end."""

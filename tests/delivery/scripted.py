@@ -123,6 +123,8 @@ class ScriptedServer:
             except OSError:
                 return
             connection.settimeout(_WAIT)
+            # Each reply is a write: without this a pipelining client waits for its own delayed acknowledgement.
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             thread = threading.Thread(target=self._run, args=(connection,))
             self._connections.append(connection)
             self._threads.append(thread)
@@ -142,6 +144,7 @@ class ScriptedServer:
 
     def _talk_over_tls(self, connection: socket.socket, session: Session) -> None:
         if self._context is None:
+            connection.recv(1)  # not before the handshake has begun: that would be an injection
             connection.sendall(b"no TLS record\r\n")
             return
         with self._context.wrap_socket(connection, server_side=True) as encrypted:
@@ -164,7 +167,7 @@ class ScriptedServer:
             if greet and not say(CONNECT, b"220 mx.test ESMTP"):
                 return CLOSE
             sender = b""
-            recipients: list[bytes] = []
+            recipients: list[bytes] = []  # of the transaction under way
             while line := lines.readline():
                 command = line.rstrip(b"\r\n")
                 session.commands.append(command)
@@ -178,7 +181,8 @@ class ScriptedServer:
                 elif verb == b"AUTH":
                     reply = say(command, b"235 2.7.0 welcome")
                 elif verb == b"DATA":
-                    reply = say(command, b"354 go ahead")
+                    refused = b"554 5.5.1 no valid recipients"
+                    reply = say(command, b"354 go ahead" if recipients else refused)
                     if reply.startswith(b"354"):
                         octets = _read_message(lines, session)
                         if octets is None:
@@ -189,6 +193,7 @@ class ScriptedServer:
                         reply = say(END_OF_DATA, b"250 2.0.0 taken")
                         if not reply.startswith(b"250"):
                             self.messages.remove(message)
+                        recipients = []
                 elif verb == b"QUIT":
                     say(command, b"221 2.0.0 bye")
                     return CLOSE

@@ -7,7 +7,6 @@ from types import SimpleNamespace
 
 import pytest
 import trustme
-
 from delivery.scripted import (
     CLOSE,
     CONNECT,
@@ -17,6 +16,8 @@ from delivery.scripted import (
     ScriptedServer,
     replies,
 )
+from peers.process import free_port
+
 from minisend.config import Config, Delivery, Smarthost, Spool
 from minisend.delivery import policy, remote
 from minisend.delivery.policy import LOCAL, MESSAGE, RECIPIENT, SITE, Verdict
@@ -24,7 +25,6 @@ from minisend.delivery.remote import Content, Remote
 from minisend.delivery.route import MX, SMARTHOST, NextHop
 from minisend.envelope import DELAYED, FAILED, RELAYED, Outcome
 from minisend.smtp import stream
-from peers.process import free_port
 
 NOW = 1_700_000_000.0
 HOP = NextHop(SMARTHOST, "[127.0.0.1]:25")
@@ -303,13 +303,21 @@ def test_only_the_recipients_that_wait_are_taken_to_the_next_host() -> None:
     with first, ScriptedServer(port=port) as second:
         with Remote(configuration(port, "127.0.0.2", "127.0.0.1")) as sending:
             verdicts = sending.attempt(HOP, b"", {0: ANN, 1: BOB, 2: CARL}, CONTENT)
+            assert sending.attempt(HOP, b"", {0: CARL}, CONTENT)[0].outcome.remote_mta == (
+                f"127.0.0.2[127.0.0.2]:{port}"
+            )
     assert shape(verdicts) == [
         (0, FAILED, "5.1.1", RECIPIENT),
         (1, RELAYED, "2.0.0", RECIPIENT),
         (2, RELAYED, "2.0.0", RECIPIENT),
     ]
-    assert [message.recipients for message in first.messages] == [(CARL,)]
+    assert [message.recipients for message in first.messages] == [(CARL,), (CARL,)]
     assert [message.recipients for message in second.messages] == [(BOB,)]
+    # Both were left in good order, and the next message went over the connection to the host that comes first.
+    assert [[session.verbs()[-1] for session in server.sessions] for server in (first, second)] == [
+        [b"QUIT"],
+        [b"QUIT"],
+    ]
 
 
 def test_a_message_that_was_perhaps_taken_goes_to_no_other_host() -> None:
@@ -398,6 +406,33 @@ def test_a_message_that_cannot_be_read_to_its_end_is_not_ended() -> None:
     assert server.sessions[0].octets.startswith(b"Subject: x\r\n\r\nhalf a message\r\n")
 
 
+def test_a_message_that_cannot_be_read_a_second_time_is_not_taken_back_from_those_who_have_it() -> (
+    None
+):
+    """Raised, it would be as if nobody had been asked, and they would get it again."""
+    readable = iter([True, False])
+
+    def octets() -> Iterator[bytes]:
+        if not next(readable):
+            raise OSError("bad sector")
+        yield from CONTENT.octets()
+
+    port = free_port("127.0.0.1", "127.0.0.2")
+    first = ScriptedServer(replies({b"RCPT TO:<bob@": b"450 4.2.1 later"}), port=port)
+    with first, ScriptedServer(address="127.0.0.2", port=port) as second:
+        with Remote(configuration(port, "127.0.0.1", "127.0.0.2")) as sending:
+            content = Content(octets, size=25, eight_bit=False)
+            verdicts = sending.attempt(HOP, b"", {0: ANN, 1: BOB}, content)
+    assert verdicts[0] == relayed(first, 0)
+    assert verdicts[1] == Verdict(
+        Outcome(1, DELAYED, "4.3.0", "the message could not be sent to all: bad sector", at=NOW),
+        policy.STOP,
+        MESSAGE,
+    )
+    assert [session.cut for session in second.sessions] == [True]
+    assert second.messages == []
+
+
 # -- TLS and passwords
 
 
@@ -444,7 +479,9 @@ def test_a_password_does_not_go_where_tls_failed(tmp_path) -> None:
     with ScriptedServer(keywords=(*KEYWORDS, b"STARTTLS", b"AUTH PLAIN")) as server:
         with Remote(configuration(server.port, **config)) as sending:
             (verdict,) = sending.attempt(HOP, b"", {0: ANN}, CONTENT)
-    assert verdict.outcome.reason == "connection is not encrypted: password not sent"
+    assert verdict.outcome.reason == (
+        f"host 127.0.0.1[127.0.0.1]:{server.port}: connection is not encrypted: password not sent (during AUTH)"
+    )
     assert [session.verbs() for session in server.sessions] == [
         [b"EHLO", b"STARTTLS"],
         [b"EHLO", b"QUIT"],
@@ -477,7 +514,9 @@ def test_required_tls_is_never_done_without(
             for index in (0, 1):
                 (verdict,) = sending.attempt(HOP, b"", {index: ANN}, CONTENT)
                 assert shape([verdict]) == [(index, DELAYED, verdict.outcome.status, SITE)]
-                assert verdict.outcome.reason == reason
+                assert verdict.outcome.reason == (
+                    f"host 127.0.0.1[127.0.0.1]:{server.port}: {reason} (during STARTTLS)"
+                )
     assert server.messages == []
     (session,) = server.sessions
     assert not set(session.verbs()) - {b"EHLO", b"STARTTLS", b"QUIT"}
@@ -564,6 +603,7 @@ def test_a_password_file_of_no_use_is_named_and_nobody_is_asked(tmp_path, mode, 
                 (verdict,) = sending.attempt(HOP, b"", {index: ANN}, CONTENT)
                 assert shape([verdict]) == [(index, DELAYED, "4.3.5", LOCAL)]
                 assert verdict.outcome.reason == f"[smarthost] password_file: {secret}: {why}"
+                assert verdict.outcome.remote_mta == ""
     assert server.sessions == []
 
 

@@ -23,6 +23,8 @@ from minisend.smtp.client import (
     Connection,
     Extensions,
     State,
+    original_recipient,
+    xtext,
 )
 from minisend.smtp.reply import Reply
 
@@ -505,6 +507,63 @@ def test_the_trace_has_every_line_and_no_secret():
 def test_extensions(lines, extensions, size, mechanisms):
     parsed = Extensions.parse(Reply(250, tuple(lines)))
     assert (parsed, parsed.size, parsed.auth) == (extensions, size, mechanisms)
+
+
+@pytest.mark.parametrize(
+    ("lines", "dsn", "smtputf8", "rcpt_max"),
+    [
+        pytest.param([b"mx", b"dsn", b"SmtpUtf8"], True, True, 0, id="case"),
+        pytest.param([b"DSN"], False, False, 0, id="first-line-is-no-keyword"),
+        pytest.param([b"mx", b"XDSN", b"X DSN SMTPUTF8 RCPTMAX=3"], False, False, 0, id="others"),
+        pytest.param([b"mx", b"LIMITS MAILMAX=9 rcptMax=20"], False, False, 20, id="limits"),
+        pytest.param([b"mx", b"LIMITS"], False, False, 0, id="limits-unsaid"),
+        pytest.param([b"mx", b"LIMITS RCPTDOMAINMAX=5 XRCPTMAX=4"], False, False, 0, id="not-this"),
+        pytest.param([b"mx", b"LIMITS RCPTMAX=0"], False, False, 0, id="limit-none"),
+        pytest.param([b"mx", b"LIMITS RCPTMAX=-1"], False, False, 0, id="limit-negative"),
+        pytest.param([b"mx", b"LIMITS RCPTMAX"], False, False, 0, id="limit-without-value"),
+        pytest.param([b"mx", b"LIMITS RCPTMAX=999999"], False, False, 999999, id="limit-largest"),
+        pytest.param([b"mx", b"LIMITS RCPTMAX=1000000"], False, False, 0, id="limit-too-large"),
+        pytest.param(
+            [b"mx", b"LIMITS RCPTMAX=x RCPTMAX=7", b"LIMITS RCPTMAX=8"], False, False, 7, id="first"
+        ),
+    ],
+)
+def test_extensions_for_the_envelope(lines, dsn, smtputf8, rcpt_max):
+    parsed = Extensions.parse(Reply(250, tuple(lines)))
+    assert (parsed.dsn, parsed.smtputf8, parsed.rcpt_max) == (dsn, smtputf8, rcpt_max)
+
+
+def test_xtext_is_printable_without_plus_and_equals_sign():
+    """RFC 3461 section 4: hexadecimal digits in upper case, for every octet that is no xchar and no other."""
+    for octet in range(256):
+        plain = 33 <= octet <= 126 and octet not in b"+="
+        assert xtext(b"a%cb" % octet) == (b"a%cb" if plain else b"a+%02Xb") % octet
+    assert xtext(b"") == b""
+    assert xtext(b"+\r\n=") == b"+2B+0D+0A+3D"
+
+
+@pytest.mark.parametrize(
+    ("address", "ascii_form", "utf8_form"),
+    [
+        (b"bob@y", b"rfc822;bob@y", None),
+        (b"b+x=1@y", b"rfc822;b+2Bx+3D1@y", None),
+        (b'"a b\\""@y', b'rfc822;"a+20b\\""@y', None),
+        (b"b\r\nDATA\0@y", b"rfc822;b+0D+0ADATA+00@y", None),
+        (b"b\xfc@y", b"rfc822;b+FC@y", None),
+        ("jü@y".encode(), b"utf-8;j\\x{FC}@y", "utf-8;jü@y".encode()),
+        ("jü@bücher".encode(), b"utf-8;j\\x{FC}@b\\x{FC}cher", "utf-8;jü@bücher".encode()),
+        (
+            "例+=\\ \t@y".encode(),
+            b"utf-8;\\x{4F8B}\\x{2B}\\x{3D}\\x{5C}\\x{20}\\x{09}@y",
+            "utf-8;例\\x{2B}\\x{3D}\\x{5C}\\x{20}\\x{09}@y".encode(),
+        ),
+        ("\U0001f4ec[x]@y".encode(), b"utf-8;\\x{1F4EC}[x]@y", "utf-8;\U0001f4ec[x]@y".encode()),
+    ],
+    ids=ascii,
+)
+def test_original_recipient(address, ascii_form, utf8_form):
+    assert original_recipient(address, utf8=False) == ascii_form
+    assert original_recipient(address, utf8=True) == (utf8_form or ascii_form)
 
 
 def test_the_table_is_closed():

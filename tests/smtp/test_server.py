@@ -53,7 +53,8 @@ CASES = {
     "ehlo": (
         b"EHLO me\r\n",
         [Hello(b"me", True)],
-        b"250-mx.test\r\n250-PIPELINING\r\n250-SIZE 1000\r\n250-8BITMIME\r\n250 ENHANCEDSTATUSCODES\r\n",
+        b"250-mx.test\r\n250-PIPELINING\r\n250-SIZE 1000\r\n250-8BITMIME\r\n250-SMTPUTF8\r\n250-DSN\r\n"
+        b"250-CHUNKING\r\n250 ENHANCEDSTATUSCODES\r\n",
     ),
     "transaction": (
         HI + TRANSACTION + b"..x\r\n.\ny\r\n.\r\nQUIT\r\n",
@@ -79,31 +80,32 @@ CASES = {
         + HI
         + b"RCPT TO:<x>\r\nMAIL FROM:<>\r\nMAIL FROM:<>\r\nDATA\r\nrset\r\nnoop x\r\nVRFY x\r\n",
         [Hello(b"me", False), Mail(b""), Reset()],
-        b"503 5.5.1 command out of order\r\n250 2.0.0 ok\r\n503 5.5.1 no recipients\r\n"
+        b"503 5.5.1 command out of order\r\n250 2.0.0 ok\r\n503 5.5.1 command out of order\r\n"
         + HI_REPLY
         + b"503 5.5.1 command out of order\r\n250 2.0.0 ok\r\n503 5.5.1 command out of order\r\n"
-        b"503 5.5.1 no recipients\r\n250 2.0.0 ok\r\n250 2.0.0 ok\r\n252 2.0.0 send to it and see\r\n",
+        b"554 5.5.1 no valid recipients\r\n250 2.0.0 ok\r\n250 2.0.0 ok\r\n252 2.0.0 send to it and see\r\n",
     ),
     "malformed": (
         b"\r\nFOO\r\nSTARTTLS\r\nEHLO\r\n"
         + HI
         + b"MAIL a@x\r\nMAIL FROM:a@x\r\nMAIL FROM:<a b>\r\nMAIL FROM:<>x\r\n"
-        b"MAIL FROM:<> SIZE=x\r\nMAIL FROM:<> FOO=1\r\nMAIL FROM:<> SIZE=1001\r\nQUIT now\r\nNOOP\nNO\0OP\r\nNO\rOP\r\n",
+        b"MAIL FROM:<> SIZE=x\r\nMAIL FROM:<> SIZE=1 size=1\r\nMAIL FROM:<> SMTPUTF8=1\r\nMAIL FROM:<> FOO=1\r\nMAIL FROM:<> SIZE=1001\r\nQUIT now\r\nNOOP\nNO\0OP\r\nNO\rOP\r\n",
         [Hello(b"me", False)],
         b"500 5.5.2 command not known\r\n500 5.5.2 command not known\r\n502 5.5.1 command not offered\r\n"
         b"501 5.5.4 host name is missing\r\n"
         + HI_REPLY
         + b"501 5.5.4 expected FROM:<address>\r\n" * 4
-        + b"501 5.5.4 parameter not understood\r\n555 5.5.4 parameter not understood\r\n"
+        + b"501 5.5.4 parameter SIZE not understood\r\n" * 2
+        + b"501 5.5.4 parameter SMTPUTF8 not understood\r\n555 5.5.4 parameter not known\r\n"
         b"552 5.3.4 message is larger than 1000 octets\r\n501 5.5.4 QUIT takes no parameter\r\n"
         b"500 5.5.2 line does not end with CRLF\r\n" + b"500 5.5.2 CR or NUL within a line\r\n" * 2,
     ),
     "paths": (
         HI
-        + b'mail from: <@r,@s:"a> b"@x>  body=8bitmime size=9 \r\nRCPT TO:<>\r\nRCPT TO:<x> NOTIFY=NEVER\r\nRCPT TO:<Postmaster>\r\n',
+        + b'mail from: <@r,@s:"a> b"@x>  body=8bitmime size=9 \r\nRCPT TO:<>\r\nRCPT TO:<x> SIZE=1\r\nRCPT TO:<Postmaster>\r\n',
         [Hello(b"me", False), Mail(b'"a> b"@x', 9, "8BITMIME"), Rcpt(b"Postmaster")],
         HI_REPLY
-        + b"250 2.0.0 ok\r\n501 5.1.3 recipient is empty\r\n555 5.5.4 parameter not understood\r\n250 2.0.0 ok\r\n",
+        + b"250 2.0.0 ok\r\n501 5.1.3 recipient is empty\r\n555 5.5.4 parameter not known\r\n250 2.0.0 ok\r\n",
     ),
     "long-line": (
         b"NOOP "
@@ -115,6 +117,65 @@ CASES = {
         + b"\r\n",
         [],
         b"500 5.5.2 line too long\r\n250 2.0.0 ok\r\n500 5.5.2 line too long\r\n",
+    ),
+    "help": (
+        b"HELP\r\nhelp mail\r\n",
+        [],
+        b"214 2.0.0 HELO EHLO MAIL RCPT DATA BDAT RSET NOOP VRFY HELP QUIT\r\n" * 2,
+    ),
+    "dsn": (
+        HI
+        + b"MAIL FROM:<a@x> RET=hdrs ENVID=a+2Bb+20c SMTPUTF8\r\n"
+        + b"RCPT TO:<b@y> NOTIFY=success,DELAY ORCPT=rfc822;b+2Bc@z\r\n"
+        + b"RCPT TO:<c@y> NOTIFY=NEVER ORCPT=UTF-8;\\x{E4}@z\r\n"
+        + "RCPT TO:<ä@y> ORCPT=utf-8;ä@z\r\n".encode()
+        + b"RCPT TO:<d@y> ORCPT=x400;/c=de/\r\nRCPT TO:<d@y> ORCPT=x400;/c+3Dde/\r\n",
+        [
+            Hello(b"me", False),
+            Mail(b"a@x", ret="HDRS", envid="a+b c"),
+            Rcpt(b"b@y", "SUCCESS,DELAY", b"b+c@z"),
+            Rcpt(b"c@y", "NEVER", "ä@z".encode()),
+            Rcpt("ä@y".encode(), "", "ä@z".encode()),
+            Rcpt(b"d@y"),
+        ],
+        HI_REPLY
+        + b"250 2.0.0 ok\r\n" * 4
+        + b"501 5.5.4 parameter ORCPT not understood\r\n250 2.0.0 ok\r\n",
+    ),
+    "chunks": (
+        HI
+        + b"MAIL FROM:<a@x>\r\nBDAT 5\r\nQUIT\nRCPT TO:<b@y>\r\nBDAT 6\r\n..\r\n.\nbdat 0\r\nDATA\r\nRCPT TO:<c>\r\n"
+        b"BDAT 4 Last\r\n.\r\n\0BDAT 6\r\nNOOP\r\nNOOP\r\n",
+        [*TRANSACTION_EVENTS, MessageData(b"..\r\n.\n.\r\n\0"), MessageEnd(10)],
+        HI_REPLY
+        + b"250 2.0.0 ok\r\n554 5.5.1 no valid recipients\r\n250 2.0.0 ok\r\n250 2.0.0 6 octets so far\r\n"
+        b"250 2.0.0 6 octets so far\r\n503 5.5.1 command out of order\r\n503 5.5.1 command out of order\r\n"
+        b"250 2.0.0 ok\r\n503 5.5.1 command out of order\r\n250 2.0.0 ok\r\n",
+    ),
+    "chunks-of-nothing": (
+        HI + TRANSACTION[:-6] + b"BDAT 0 LAST\r\nNOOP\r\n",
+        [*TRANSACTION_EVENTS, MessageEnd(0)],
+        HI_REPLY + b"250 2.0.0 ok\r\n" * 4,
+    ),
+    "chunks-left-by-reset": (
+        HI + TRANSACTION[:-6] + b"BDAT 1\r\nxRSET\r\n" + TRANSACTION[:-6] + b"BDAT 1 LAST\r\ny",
+        [
+            *TRANSACTION_EVENTS,
+            MessageData(b"x"),
+            Reset(),
+            *TRANSACTION_EVENTS[1:],
+            MessageData(b"y"),
+            MessageEnd(1),
+        ],
+        HI_REPLY
+        + b"250 2.0.0 ok\r\n" * 2
+        + b"250 2.0.0 1 octets so far\r\n"
+        + b"250 2.0.0 ok\r\n" * 4,
+    ),
+    "chunk-without-size": (
+        HI + TRANSACTION[:-6] + b"BDAT LAST\r\nNOOP\r\n",
+        TRANSACTION_EVENTS,
+        HI_REPLY + b"250 2.0.0 ok\r\n" * 2 + b"421 4.5.4 expected BDAT <octets> [LAST]\r\n",
     ),
     "after-quit": (b"QUIT\r\nNOOP\r\n", [Quit()], b"221 2.0.0 bye\r\n"),
 }
@@ -129,12 +190,119 @@ def test_dialogue_whole_octet_by_octet_and_with_octets_behind(octets, events, wr
         )
 
 
-def test_lenient_line_ends_for_a_pipe():
-    octets = b"HELO me\nMAIL FROM:<a@x>\r\nRCPT TO:<b@y>\nDATA\n..x\n\ny\r\n.\nQUIT\n"
-    events = [*TRANSACTION_EVENTS, MessageData(b".x\r\n\r\ny\r\n"), MessageEnd(9), Quit()]
-    written = GREETING + TRANSACTION_REPLIES + b"250 2.0.0 ok\r\n221 2.0.0 bye\r\n"
+@pytest.mark.parametrize("ends", [(b".\n", b".\r\n"), (b".\r\n", b".\n")], ids=["LF", "CRLF"])
+def test_a_local_session_takes_both_line_ends(ends):
+    octets = b"HELO me\nMAIL FROM:<a@x>\r\nRCPT TO:<b@y>\nDATA\n..x\n\n..\r\n.y\r\n" + ends[0]
+    octets += TRANSACTION + b"z\n" + ends[1] + b"QUIT\nNOOP\n"
+    events = [
+        *TRANSACTION_EVENTS,
+        MessageData(b".x\n\n.\r\ny\r\n"),
+        MessageEnd(10),
+        *TRANSACTION_EVENTS[1:],
+        MessageData(b"z\n"),
+        MessageEnd(2),
+        Quit(),
+    ]
+    written = (
+        GREETING
+        + TRANSACTION_REPLIES
+        + b"250 2.0.0 ok\r\n"
+        + TRANSACTION_REPLIES[len(HI_REPLY) :]
+        + b"250 2.0.0 ok\r\n221 2.0.0 bye\r\n"
+    )
     for pieces in ([octets], octet_by_octet(octets)):
-        assert serve(ServerConnection(b"mx.test", lenient_lf=True), pieces) == (events, written)
+        assert serve(ServerConnection(b"mx.test", local=True), pieces) == (events, written)
+
+
+def test_a_local_session_counts_the_octets_of_a_chunk_as_they_are():
+    octets = b"MAIL FROM:<a@x>\nRCPT TO:<b@y>\nBDAT 4 LAST\n\n.\n\nBDAT 2\n\n\nQUIT\n"
+    events = [*TRANSACTION_EVENTS[1:], MessageData(b"\n.\n\n"), MessageEnd(4), Quit()]
+    written = (
+        GREETING + b"250 2.0.0 ok\r\n" * 3 + b"503 5.5.1 command out of order\r\n221 2.0.0 bye\r\n"
+    )
+    for pieces in ([octets], octet_by_octet(octets)):
+        assert serve(ServerConnection(b"mx.test", local=True), pieces) == (events, written)
+
+
+def test_a_local_session_needs_neither_hello_nor_brackets():
+    octets = b"mail from: a@x body=7BIT\nRCPT TO:b@y\nRCPT TO:c d\nRCPT TO:x<c>\nRCPT TO: \n"
+    events = [Mail(b"a@x", body="7BIT"), Rcpt(b"b@y")]
+    written = (
+        GREETING
+        + b"250 2.0.0 ok\r\n250 2.0.0 ok\r\n555 5.5.4 parameter not known\r\n"
+        + b"501 5.5.4 expected TO:<address>\r\n" * 2
+    )
+    assert serve(ServerConnection(b"mx.test", local=True), [octets]) == (events, written)
+
+
+@pytest.mark.parametrize(
+    ("line", "keyword"),
+    [
+        ("MAIL FROM:<> RET=ALL", "RET"),
+        ("MAIL FROM:<> RET", "RET"),
+        ("MAIL FROM:<> BODY=BINARYMIME", "BODY"),
+        ("MAIL FROM:<> SIZE=" + "9" * 21, "SIZE"),
+        ("MAIL FROM:<> ENVID=", "ENVID"),
+        ("MAIL FROM:<> ENVID=a+b", "ENVID"),
+        ("MAIL FROM:<> ENVID=a+0Ab", "ENVID"),
+        ("MAIL FROM:<> ENVID=+E4", "ENVID"),
+        ("MAIL FROM:<> ENVID=" + "x" * 101, "ENVID"),
+        ("RCPT TO:<b> NOTIFY", "NOTIFY"),
+        ("RCPT TO:<b> NOTIFY=NEVER,FAILURE", "NOTIFY"),
+        ("RCPT TO:<b> NOTIFY=SUCCESS,", "NOTIFY"),
+        ("RCPT TO:<b> NOTIFY=FAILURE NOTIFY=DELAY", "NOTIFY"),
+        ("RCPT TO:<b> ORCPT=b@y", "ORCPT"),
+        ("RCPT TO:<b> ORCPT=rfc822;", "ORCPT"),
+        ("RCPT TO:<b> ORCPT=;b@y", "ORCPT"),
+        ("RCPT TO:<b> ORCPT=rfc822;b+0D+0Ac", "ORCPT"),
+        ("RCPT TO:<b> ORCPT=rfc822;b+E4", "ORCPT"),
+        ("RCPT TO:<b> ORCPT=utf-8;\\x{A}", "ORCPT"),
+        ("RCPT TO:<b> ORCPT=utf-8;\\x{D800}", "ORCPT"),
+        ("RCPT TO:<b> ORCPT=utf-8;\\x{110000}", "ORCPT"),
+        ("RCPT TO:<b> ORCPT=rfc822;" + "x" * 501, "ORCPT"),
+    ],
+    ids=lambda text: text[:45],
+)
+def test_a_parameter_with_a_wrong_value(line, keyword):
+    start = b"MAIL FROM:<>\n" if line.startswith("RCPT") else b""
+    events, written = serve(
+        ServerConnection(b"mx.test", local=True), [start + line.encode() + b"\n"]
+    )
+    assert events == [Mail(b"")] * bool(start)
+    assert written == (
+        GREETING
+        + b"250 2.0.0 ok\r\n" * bool(start)
+        + b"501 5.5.4 parameter %b not understood\r\n" % keyword.encode()
+    )
+
+
+def test_conditions_and_sizes_as_they_are_meant():
+    octets = (
+        b"MAIL FROM:<> RET=Full ENVID=" + b"x" * 100 + b"\n"
+        b"RCPT TO:<b> NOTIFY=failure,DELAY,Failure,SUCCESS\n"
+    )
+    events, _ = serve(ServerConnection(b"mx.test", local=True), [octets])
+    assert events == [
+        Mail(b"", ret="FULL", envid="x" * 100),
+        Rcpt(b"b", "FAILURE,DELAY,SUCCESS"),
+    ]
+
+
+def test_closing_at_any_time():
+    """Between commands, with a reply owed, and within a message; then nothing is read any more."""
+    for octets in (HI, HI + b"MAIL FROM:<>\r\n", HI + TRANSACTION + b"x\r\n.\r"):
+        server = ServerConnection(b"mx.test")
+        server.receive_data(octets)
+        while (event := server.next_event()) is not None and not (
+            isinstance(event, Mail) and octets.endswith(b"<>\r\n")
+        ):
+            if isinstance(event, Mail | Rcpt):
+                server.reply(250, "ok")
+        server.data_to_send()
+        server.close("shutting down", "4.3.2")
+        assert server.data_to_send() == b"421 4.3.2 shutting down\r\n"
+        server.receive_data(b"\n.\r\nNOOP\r\n")
+        assert (server.next_event(), server.state) == (None, State.CLOSED)
 
 
 def test_the_application_decides():
@@ -151,7 +319,7 @@ def test_the_application_decides():
     written = (
         GREETING
         + HI_REPLY
-        + b"250 ok\r\n550 5.1.1 no such user\r\n503 5.5.1 no recipients\r\n250 ok\r\n"
+        + b"250 ok\r\n550 5.1.1 no such user\r\n554 5.5.1 no valid recipients\r\n250 ok\r\n"
         b"354 end with CRLF . CRLF\r\n451 later\r\n250 ok\r\n"
     )
     for pieces in ([octets], octet_by_octet(octets)):
@@ -191,9 +359,9 @@ def test_a_message_comes_back_as_it_was_for_any_cut(tokens, data):
     octets = b"".join(wire([content])) + b"NOOP\r\n"
     cuts = sorted(data.draw(st.lists(st.integers(0, len(octets)), max_size=5)))
     pieces = [octets[a:b] for a, b in zip([0, *cuts], [*cuts, len(octets)], strict=True)]
-    for lenient_lf in (False, True):
+    for local in (False, True):
         events, written = serve(
-            ServerConnection(b"mx.test", lenient_lf=lenient_lf), [HI + TRANSACTION, *pieces]
+            ServerConnection(b"mx.test", local=local), [HI + TRANSACTION, *pieces]
         )
         expected = b"".join(crlf([content]))
         assert events == [
@@ -220,6 +388,9 @@ def test_a_message_comes_back_as_it_was_for_any_cut(tokens, data):
                 b"QUIT\r\n",
                 b"\xff",
                 b"<",
+                b"BDAT 3\r\n",
+                b"BDAT 9 LAST\n",
+                b"BDAT 0 LAST\r\n",
             ]
         ),
         max_size=14,
@@ -232,9 +403,9 @@ def test_any_octets_in_any_pieces(tokens, data):
     octets = b"".join(tokens)
     cuts = sorted(data.draw(st.lists(st.integers(0, len(octets)), max_size=5)))
     pieces = [octets[a:b] for a, b in zip([0, *cuts], [*cuts, len(octets)], strict=True)]
-    for lenient_lf in (False, True):
+    for local in (False, True):
         whole, cut, single = (
-            serve(ServerConnection(b"mx.test", lenient_lf=lenient_lf), p)
+            serve(ServerConnection(b"mx.test", local=local), p)
             for p in ([octets], pieces, octet_by_octet(octets))
         )
         held = [(e, w) for e, w in (whole, cut, single)]

@@ -8,7 +8,7 @@ from collections.abc import Callable
 _CALLS = frozenset(
     (
         *("open", "write", "pwrite", "posix_fallocate", "ftruncate", "fsync", "rename", "unlink"),
-        *("close", "mkdir", "stat", "fstat"),
+        *("close", "mkdir", "stat", "fstat", "posix_fadvise"),
     )
 )
 
@@ -20,13 +20,14 @@ class Seam:
     """``calls``  the name of each call made, in order
     ``paths``  beside it, the path that it was about
 
-    ``before(number, name)`` and ``after(number, name)`` are called around each; numbers begin with 1.
+    ``before(number, name)`` and ``after(number, name, done)`` are called around each; numbers begin with 1; ``done`` is
+    False when the call raised OSError.
     """
 
     def __init__(
         self,
         before: Callable[[int, str], None] | None = None,
-        after: Callable[[int, str], None] | None = None,
+        after: Callable[[int, str, bool], None] | None = None,
     ) -> None:
         self.calls: list[str] = []
         self.paths: list[str] = []
@@ -44,9 +45,13 @@ class Seam:
             number = len(self.calls)
             if self._before is not None:
                 self._before(number, name)
-            result = real(*arguments, **keywords)
-            if self._after is not None:
-                self._after(number, name)
+            done = False
+            try:
+                result = real(*arguments, **keywords)
+                done = True
+            finally:
+                if self._after is not None:
+                    self._after(number, name, done)
             return result
 
         return call
@@ -72,7 +77,7 @@ def fail_at(number: int, error: int) -> Seam:
         if this == number and name != "close":
             raise OSError(error, os.strerror(error))
 
-    def after(this: int, name: str) -> None:
+    def after(this: int, name: str, done: bool) -> None:
         if this == number:
             raise OSError(error, os.strerror(error))
 
@@ -82,7 +87,7 @@ def fail_at(number: int, error: int) -> Seam:
 def stop_after(number: int) -> Seam:
     """A seam that ends the process after the call of this number, as kill -9 would."""
 
-    def after(this: int, name: str) -> None:
+    def after(this: int, name: str, done: bool) -> None:
         if this == number:
             os._exit(STOPPED)
 

@@ -3,6 +3,7 @@
 import itertools
 from binascii import crc32
 
+import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
@@ -50,10 +51,22 @@ messages = st.lists(st.tuples(lengths, ends), max_size=8).map(
 @example(b"x" * 997 + b"\r\r", [998])
 def test_any_cut(message, cuts):
     places = [0, *sorted({cut for cut in cuts if 0 < cut < len(message)}), len(message)]
-    pieces = [
-        message[start:end] for start, end in itertools.pairwise(places) if end > start
-    ]
+    pieces = [message[start:end] for start, end in itertools.pairwise(places) if end > start]
     assert counted(pieces) == naive(message)
+
+
+@pytest.mark.parametrize("piece", [1 << 18, 1000, 70])
+@pytest.mark.parametrize("long", [b"", b"y" * 999 + b"\n"], ids=["short lines", "a long line"])
+def test_lines_of_a_large_message_are_neither_counted_nor_measured(piece, long):
+    message = long + (b"x" * 70 + b"\n") * 3600
+    message += b"z" * ((1 << 18) - len(message) - 1) + b"\n" if not long else b""
+    for extra in (b"", b"w" * (1 << 18)):
+        whole = message + extra
+        trailer = counted([whole[at : at + piece] for at in range(0, len(whole), piece)])
+        if extra:
+            assert (trailer.lines, trailer.flags) == (-1, "")
+        else:
+            assert trailer == naive(whole)
 
 
 @given(messages)

@@ -13,7 +13,7 @@ from minisend.spool.store import Queue
 from spool.make import ID, MESSAGE, envelope, listing
 from spool.seam import Seam, fail_at
 
-LARGE = [b"x" * 70 + b"\n"] * 10_000
+LARGE = [(b"x" * 70 + b"\n") * 1000] * 31
 
 
 def whole(message: bytes) -> bytes:
@@ -148,17 +148,17 @@ ERRORS = [errno.ENOSPC, errno.EIO, errno.EDQUOT, errno.EROFS]
 @pytest.mark.parametrize("error", ERRORS, ids=errno.errorcode.get)
 @pytest.mark.parametrize("message", [[MESSAGE], LARGE], ids=["small", "large"])
 def test_every_system_call_failing_in_turn(queue, monkeypatch, message, error):
-    """Exit code 75 and nothing left, whichever call fails; only ``close``, after every fsync, may."""
+    """Exit code 75 and nothing left, whichever call fails; only advice and ``close``, after every fsync, may."""
     seam = Seam()
     monkeypatch.setattr(disk, "posix", seam)
     enqueue(queue.fd, envelope(), message, 0)
     calls = seam.calls
     os.unlink(f"{queue.spool}/queue/new/{ID}")
     assert set(calls) >= {"open", "write", "fsync", "stat", "rename", "close"}
-    assert ("pwrite" in calls) == (message is LARGE)
+    assert ({"pwrite", "posix_fadvise"} <= set(calls)) == (message is LARGE)
     for number, call in enumerate(calls, 1):
         monkeypatch.setattr(disk, "posix", fail_at(number, error))
-        if call == "close":
+        if call in ("close", "posix_fadvise"):
             enqueue(queue.fd, envelope(), message, 0)
             assert listing(queue.spool) == {"new": [ID]}
             assert on_disk(queue) == whole(b"".join(message))
@@ -168,6 +168,25 @@ def test_every_system_call_failing_in_turn(queue, monkeypatch, message, error):
             enqueue(queue.fd, envelope(), message, 0)
         assert (raised.value.exit_code, raised.value.status) == (75, "4.3.0")
         assert listing(queue.spool) == {}, f"call {number}, {call}"
+
+
+def test_a_signal_during_any_system_call(queue, monkeypatch):
+    """Its exception is raised when the call has returned, before anything else of ours runs."""
+    seam = Seam()
+    monkeypatch.setattr(disk, "posix", seam)
+    enqueue(queue.fd, envelope(), [MESSAGE], 0)
+    calls = list(seam.calls)
+    os.unlink(f"{queue.spool}/queue/new/{ID}")
+    for number in range(2, calls.index("close") + 1):
+
+        def after(this, name, done, number=number):
+            if this == number:
+                raise KeyboardInterrupt(15)
+
+        monkeypatch.setattr(disk, "posix", Seam(after=after))
+        with pytest.raises(KeyboardInterrupt):
+            enqueue(queue.fd, envelope(), [MESSAGE], 0)
+        assert listing(queue.spool) == {}, f"call {number}, {calls[number - 1]}"
 
 
 def test_a_disk_that_refuses_even_the_cleaning_up(queue, monkeypatch):
@@ -187,7 +206,7 @@ def test_a_write_that_takes_only_a_part_is_continued(queue, monkeypatch):
     class Reluctant(Seam):
         def __getattr__(self, name):
             if name == "write":
-                return lambda fd, octets: os.write(fd, octets[:1000])
+                return lambda fd, octets: os.write(fd, octets[:50_000])
             if name == "pwrite":
                 return lambda fd, octets, offset: os.pwrite(fd, octets[:3], offset)
             return super().__getattr__(name)

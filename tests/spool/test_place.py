@@ -20,8 +20,8 @@ def test_a_new_spool_is_made_durable_from_the_top(tmp_path, monkeypatch):
     """Each directory is in its parent on the disk before anything is put into it; ``tmp`` is the last."""
     steps = []
 
-    def after(number, name):
-        if name in ("mkdir", "fsync"):
+    def after(number, name, done):
+        if done and name in ("mkdir", "fsync"):
             steps.append((name, seam.paths[-1]))
 
     seam = Seam(after=after)

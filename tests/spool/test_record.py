@@ -302,7 +302,7 @@ def test_outcome_lines_fit_into_the_room_reserved(recipients, same, letter, leng
         [
             Outcome(
                 n,
-                "delivered",
+                long,
                 long,
                 long + ("" if same else str(n)),
                 remote_mta=long,

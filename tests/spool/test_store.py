@@ -131,25 +131,28 @@ def test_a_claim_reads_what_was_enqueued(queue):
 def test_one_process_at_a_time(queue):
     """The second claim fails while the first process has it, and succeeds once that one is gone."""
     place = put(queue)
-    claimed_now, parent_writes = os.pipe()
-    parent_reads, child_writes = os.pipe()
+    has_it, says_so = os.pipe()
+    waits, let_go = os.pipe()
     child = os.fork()
     if not child:
         try:
+            os.close(let_go)
             with RecordingQueue(queue.spool) as other:
                 entry = other.claim(place)
-                os.write(child_writes, b"y" if entry is not None else b"n")
-                os.read(claimed_now, 1)
+                os.write(says_so, b"y" if entry is not None else b"n")
+                os.read(waits, 1)
         finally:
             os._exit(0)
-    assert os.read(parent_reads, 1) == b"y"
-    assert queue.claim(place) is None
-    os.write(parent_writes, b".")
-    os.waitpid(child, 0)
+    try:
+        assert os.read(has_it, 1) == b"y"
+        assert queue.claim(place) is None
+    finally:
+        os.close(let_go)
+        os.waitpid(child, 0)
+        for fd in (has_it, says_so, waits):
+            os.close(fd)
     with claimed(queue, place):
         pass
-    for fd in (claimed_now, parent_writes, parent_reads, child_writes):
-        os.close(fd)
     assert queue.reported == []
 
 
@@ -287,7 +290,7 @@ def test_a_disk_that_fills_up_while_room_is_reserved(queue, monkeypatch):
     place = put(queue)
     before = contents(queue, place)
 
-    def after(number, name):
+    def after(number, name, done):
         if name == "posix_fallocate":
             raise OSError(errno.ENOSPC, "full")
 

@@ -544,6 +544,22 @@ def test_a_signal_while_reading(sendmail, number, size, arguments):
     assert sendmail.recipients() == [b"first"]
 
 
+def test_many_signals_at_once(sendmail):
+    """The second does not break off the cleaning up after the first."""
+    process = reading(sendmail, b"x" * 500_000, "b")
+    process.send_signal(signal.SIGSTOP)
+    os.waitid(os.P_PID, process.pid, os.WSTOPPED | os.WNOWAIT)
+    numbers = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM)
+    for number in numbers:
+        process.send_signal(number)
+    process.send_signal(signal.SIGCONT)
+    _, errors = process.communicate(timeout=30)
+    os.close(process.feed)
+    assert process.returncode in [128 + number for number in numbers]
+    assert errors == b"sendmail: stopped by signal %d\n" % (process.returncode - 128)
+    assert sendmail.queued() == []
+
+
 def test_a_hangup_that_the_caller_ignores(sendmail):
     process = reading(
         sendmail, b"one\n", "b", preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN)

@@ -58,6 +58,7 @@ def given(arguments: list[str]) -> dict[str, object]:
         # modes
         (["-bm"], {}),
         (["-bp"], {"mode": "mailq"}),
+        (["-bs"], {"mode": "smtp"}),
         (["-bi"], {"mode": "newaliases"}),
         (["-I"], {"mode": "newaliases"}),
         (["-q"], {"mode": "flush"}),

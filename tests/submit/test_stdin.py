@@ -41,11 +41,13 @@ def test_a_pipe_that_has_no_octets_yet_is_waited_for(pipe, monkeypatch):
     monkeypatch.setattr(stdin, "_wait", noted)
 
     def feed():
-        for octets in (b"Subject: x\n", b"\nbody\n"):
+        try:
+            for octets in (b"Subject: x\n", b"\nbody\n"):
+                assert waiting.acquire(timeout=30)
+                os.write(write, octets)
             assert waiting.acquire(timeout=30)
-            os.write(write, octets)
-        assert waiting.acquire(timeout=30)
-        os.close(write)
+        finally:
+            os.close(write)
 
     feeder = threading.Thread(target=feed)
     feeder.start()

@@ -21,6 +21,7 @@ from minisend.address import (
     quote_phrase,
     same,
     split,
+    to_ascii,
 )
 
 READ = {
@@ -555,3 +556,123 @@ def test_long_input_costs_what_it_is_long(unit: bytes) -> None:
             pass
         counts.append(steps)
     assert counts[1] <= counts[0] * 2 + 200
+
+
+@pytest.mark.parametrize(
+    ("domain", "label"),
+    [
+        ("bücher", b"xn--bcher-kva"),
+        ("BÜCHER", b"xn--bcher-kva"),
+        ("bu\u0308cher", b"xn--bcher-kva"),
+        ("İstanbul", b"xn--istanbul-o0e"),
+        ("例え", b"xn--r8jz45g"),
+        ("\uff42ücher", b"xn--bcher-kva"),
+        ("\uff42\uff43", b"bc"),
+        ("\ufa2e", b"xn--7f4a"),
+        ("faß", b"xn--fa-hia"),
+        ("königsgäßchen", b"xn--knigsgchen-b4a3dun"),
+        ("βόλος", b"xn--nxasmm1c"),
+        ("βόλοσ", b"xn--nxasmq6b"),
+        ("ΒΌΛΟΣ", b"xn--nxasmq6b"),
+        ("FAẞ", b"xn--fa-hia"),
+        ("\u0646\u0627\u0645\u0647\u200c\u0627\u06cc", b"xn--mgba3gch31f060k"),
+        ("ශ\u0dca\u200dර\u0dd3", b"xn--10cl1a0b660p"),
+        ("ü" * 57, b"xn--tda" + b"a" * 56),
+    ],
+    ids=ascii,
+)
+def test_to_ascii(domain: str, label: bytes) -> None:
+    """The labels of RFC 5891, also where RFC 3490 has another one: that is another domain."""
+    one = b"J\xc3\xbcrgen@" + domain.encode() + b".Example"
+    assert to_ascii(one) == b"J\xc3\xbcrgen@" + label + b".example"
+    assert to_ascii(to_ascii(one)) == to_ascii(one)
+
+
+@pytest.mark.parametrize(
+    "one",
+    [
+        b"",
+        b"a",
+        b"j\xc3\xbc",
+        b"j\xc3\xbc@X.Example",
+        b"\xff@x",
+        b"a@[10.0.0.1]",
+        b'"a@\xc3\xbc"',
+        b"a@xn--bcher-kva.Example",
+    ],
+    ids=repr,
+)
+def test_to_ascii_leaves_what_has_no_domain_to_put_in_ascii(one: bytes) -> None:
+    assert to_ascii(one) == one
+
+
+def test_to_ascii_gives_a_capital_sigma_one_small_letter_wherever_it_stands() -> None:
+    assert to_ascii("a@ΒΌΛΟΣ".encode()) == b"a@xn--nxasmq6b"
+
+
+def test_to_ascii_cuts_where_the_domain_begins_and_at_every_full_stop() -> None:
+    assert to_ascii('"a@ü"@b_1.ü\u3002c\uff0eé\uff61d'.encode()) == (
+        '"a@ü"'.encode() + b"@b_1.xn--tda.c.xn--9ca.d"
+    )
+
+
+@pytest.mark.parametrize(
+    "domain",
+    [
+        b"\xfc.example",
+        b"\xed\xa0\x80.example",
+        *(
+            text.encode()
+            for text in (
+                "ü..example",
+                ".ü",
+                "ü\u3002",
+                "x\uff1e\uff1ca",
+                "a\uff20b",
+                "ü\u00a0x",
+                "ü!x",
+                "x!y.ü",
+                "x" * 64 + ".ü",
+                "a\u2028b",
+                "xn--ü",
+                "XN--Ü",
+                "\u00ad",
+                "אa",
+                "ü" * 58,
+                "ß" * 58,
+            )
+        ),
+    ],
+    ids=repr,
+)
+def test_to_ascii_refuses(domain: bytes) -> None:
+    with pytest.raises(AddressError) as caught:
+        to_ascii(b"a@" + domain)
+    assert str(caught.value).endswith(": the domain has no form in ASCII")
+    assert caught.value.address == b"a@" + domain
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    st.text(
+        st.characters(min_codepoint=0x80, exclude_categories=("Cs",)) | st.just("."),
+        min_size=1,
+        max_size=12,
+    )
+)
+def test_to_ascii_gives_a_domain_or_refuses(text: str) -> None:
+    """What it gives is fit for SMTP; where no letter deviates it is what the standard library gives."""
+    try:
+        done = to_ascii(f"a@ü.{text}.c".encode())
+    except AddressError:
+        return
+    check(done)
+    labels = done.removeprefix(b"a@").split(b".")
+    assert (labels[0], labels[-1]) == (b"xn--tda", b"c")
+    assert all(len(label) <= 63 and not label.translate(None, LABEL) for label in labels)
+    text = "".join(letter.lower() for letter in text)
+    if not set(text) & set("ß\u03c2\u200c\u200d"):
+        assert done == b"a@" + f"ü.{text}.c".encode("idna")
+
+
+LABEL = b"abcdefghijklmnopqrstuvwxyz0123456789-_"

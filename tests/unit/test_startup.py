@@ -55,6 +55,7 @@ ALWAYS = {
     "minisend.submit.options",
     "minisend.submit.stdin",
     "pwd",
+    "select",
 }
 FROM_HEADER = {
     "minisend.message",
@@ -107,6 +108,12 @@ def check(outcome, expected):
     code, modules, errors = outcome
     assert (code, errors) == (0, b"")
     assert modules - INTERPRETERS_OWN == expected - INTERPRETERS_OWN
+
+
+def test_the_launcher_isolates():
+    """-I: nothing of the caller's environment or directory; -S: no site-packages, which take 2 ms to look for."""
+    launcher = (ROOT / "packaging" / "launcher.in").read_text()
+    assert launcher.startswith("#!/usr/bin/python3 -IS\n")
 
 
 def test_without_any_configuration(interpreter, tmp_path):

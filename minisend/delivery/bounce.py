@@ -1,0 +1,221 @@
+"""Who is told what became of a message, and the report put into the queue before anything else happens to the message.
+
+    event     told of                             when the sender is told          with NOTIFY (RFC 3461 section 4.1)
+    failure   recipients that failed              once they have failed            absent, or with FAILURE
+    delay     recipients that wait                once, ``warn_after`` has passed  absent, or with DELAY
+    success   recipients delivered or relayed     once they are                    with SUCCESS
+
+    reverse-path            a failure is told to                          any other event
+    an address              that address                                  the same
+    null                    ``admin``; with none, to nobody               nobody
+    null, our own report    nobody: it went to ``admin`` itself           nobody
+      to ``admin``
+
+What can be told to nobody stays in queue/failed.  Recipients with NOTIFY=NEVER are told of to nobody, as was asked.
+
+A report's queue id is made from the message's id, the event and the recipients; that it was queued is noted in the
+message's file before the message is removed or attempted again.  So a crash at any point leads to the same report
+again, which is then found in the queue.  Limits: one that was queued, delivered and removed by another process before
+this one crashed short of the note is sent twice.
+
+The words of a report are ``message.dsn``'s; what has failed is ``delivery.policy``'s to say, when, ``delivery.retry``'s.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from minisend.address import qualify, same
+from minisend.config import Config
+from minisend.delivery import retry
+from minisend.envelope import DELIVERED, FAILED, RELAYED, Envelope, Recipient
+from minisend.message import dsn
+from minisend.message.complete import complete, facts_for
+from minisend.message.header import HEADER_LIMIT
+from minisend.message.header import split as split_header
+from minisend.smtp.wire import crlf
+from minisend.spool import disk
+from minisend.spool.enqueue import enqueue, new_queue_id
+from minisend.spool.record import EIGHT_BIT, format_ranges, parse_ranges
+from minisend.spool.store import Entry, Queue
+
+_WITHOUT_NOTIFY = (dsn.FAILURE, dsn.DELAY)
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """One report that is due.
+
+    ``event``       of ``message.dsn``
+    ``recipients``  indexes of those it tells of
+    ``to``          bare or qualified, no brackets; None when there is nobody who could be told
+    ``note``        what the message's file keeps of it: event and recipients
+    ``queue_id``    of the report
+    """
+
+    event: str
+    recipients: tuple[int, ...]
+    to: bytes | None
+    note: str
+    queue_id: str
+
+
+def reports(entry: Entry, config: Config, now: float, *, resumed: bool) -> list[Report]:
+    """The reports that are due for a claimed message, as far as its file does not say that they were queued.
+
+    ``resumed``  it was just claimed: what the last run did not come to.  There is no delay to tell of yet, as the
+                 attempt may deliver it.  Otherwise: after the attempt was recorded, and, when its time was
+                 over, ``policy.expired``.
+    """
+    due = []
+    failed = _untold(entry, dsn.FAILURE, (FAILED,))
+    if failed:
+        due.append(_report(entry, dsn.FAILURE, failed, _reader_of_failure(entry.envelope, config)))
+    sender = entry.envelope.sender
+    if not sender:
+        return due
+    if not resumed and retry.warn_due(
+        entry.envelope.arrived,
+        now,
+        warn_after=config.spool.warn_after,
+        warned=any(_event(note) == dsn.DELAY for note in entry.reported),
+    ):
+        waiting = [
+            index
+            for index in entry.pending
+            if index in entry.latest and _asked(entry.envelope.recipients[index], dsn.DELAY)
+        ]
+        if waiting:
+            due.append(_report(entry, dsn.DELAY, waiting, sender))
+    arrived = _untold(entry, dsn.SUCCESS, (DELIVERED, RELAYED))
+    if arrived:
+        due.append(_report(entry, dsn.SUCCESS, arrived, sender))
+    return due
+
+
+def queue_report(
+    queue: Queue, entry: Entry, report: Report, config: Config, now: float, *, resumed: bool
+) -> bool:
+    """Put the report into the queue, and note that in the message's file; both are durable after.
+
+    ``resumed``  as for ``reports``: the report may be in the queue from before a crash, and is looked for
+    True: the reader has it, or will.  False: there is nobody to tell, the message belongs into queue/failed.
+    Raises SpoolError or OSError (the disk: keep the message, try again) and BrokenRecord (the message's file).
+    """
+    if report.to is None:
+        return False
+    if not resumed or queue.find(report.queue_id, "new", "cur", "hold", "failed") is None:
+        try:
+            # Only who holds the claim of the message builds its reports: what lies there is a crash's.
+            disk.unlink(report.queue_id, queue.directory("tmp"))
+        except FileNotFoundError:
+            pass
+        zone = entry.envelope.zone
+        envelope = Envelope(
+            report.queue_id, b"", [Recipient(report.to)], arrived=now, zone=zone, uid=-1
+        )
+        octets = dsn.build(
+            report.event,
+            [entry.latest[index] for index in report.recipients],
+            _original(entry, config),
+            queue_id=report.queue_id,
+            to=report.to,
+            at=now,
+            retry_until=entry.envelope.arrived + config.spool.lifetime,
+        )
+        enqueue(queue.fd, envelope, octets, 0)
+    entry.note_reported(report.note)
+    return True
+
+
+def asks_for_success(envelope: Envelope) -> bool:
+    """Whether a delivery must be recorded before the message is removed, since somebody wants a report of it."""
+    return bool(envelope.sender) and any(_asked(r, dsn.SUCCESS) for r in envelope.recipients)
+
+
+def leave_success_to_next_hop(entry: Entry, recipients: Iterable[int]) -> None:
+    """These recipients were relayed to a server that offers DSN: it reports their success itself (RFC 3461 section 5.2.1).
+
+    Noted in the message's file, and durable, if any of them asked for such a report.
+    """
+    asking = [i for i in recipients if _asked(entry.envelope.recipients[i], dsn.SUCCESS)]
+    if entry.envelope.sender and asking:
+        entry.note_reported(_note(dsn.SUCCESS, asking))
+
+
+def _report(entry: Entry, event: str, recipients: list[int], to: bytes | None) -> Report:
+    note = _note(event, recipients)
+    seed = f"{entry.envelope.queue_id} {note}".encode("ascii")
+    return Report(event, tuple(recipients), to, note, new_queue_id(seed))
+
+
+def _reader_of_failure(envelope: Envelope, config: Config) -> bytes | None:
+    if envelope.sender:
+        return envelope.sender
+    admin = config.admin.encode()
+    # A report of our own that did not reach the admin would not reach them inside another one.
+    if not admin or (
+        envelope.uid < 0 and all(_is_same(r.address, admin, config) for r in envelope.recipients)
+    ):
+        return None
+    return admin
+
+
+def _is_same(a: bytes, b: bytes, config: Config) -> bool:
+    domain = config.mail_domain.encode()
+    return same(qualify(a, domain), qualify(b, domain))
+
+
+def _untold(entry: Entry, event: str, actions: tuple[str, ...]) -> list[int]:
+    """Recipients whose last outcome is one of ``actions`` and of whom nothing was told that somebody asked for."""
+    recipients = entry.envelope.recipients
+    told = {
+        index
+        for note in entry.reported
+        if _event(note) == event
+        for index in parse_ranges(note.partition(" ")[2].encode("ascii"), len(recipients))
+    }
+    return [
+        index
+        for index, outcome in sorted(entry.latest.items())
+        if outcome.action in actions and index not in told and _asked(recipients[index], event)
+    ]
+
+
+def _asked(recipient: Recipient, event: str) -> bool:
+    """Whether NOTIFY, or its absence, asks for reports of this event.  NEVER names none."""
+    if not recipient.notify:
+        return event in _WITHOUT_NOTIFY
+    return event in (word.strip() for word in recipient.notify.lower().split(","))
+
+
+def _note(event: str, recipients: Iterable[int]) -> str:
+    return f"{event} {format_ranges(recipients).decode('ascii')}"
+
+
+def _event(note: str) -> str:
+    return note.partition(" ")[0]
+
+
+def _original(entry: Entry, config: Config) -> dsn.Original:
+    facts = entry.facts or facts_for(
+        entry.envelope, config.hostname.encode(), config.mail_domain.encode()
+    )
+    first = entry.first_octets(HEADER_LIMIT + 4096)
+    header = split_header(first, complete=len(first) == entry.size)
+    top = complete(header, entry.envelope, facts)
+
+    def body() -> Iterator[bytes]:
+        # In the form that servers were given: so no NUL, no lone CR.
+        for piece in crlf(entry.verified_octets(first, header.body)):
+            yield piece.replace(b"\r\n", b"\n")
+
+    return dsn.Original(
+        entry.envelope,
+        facts,
+        top,
+        body,
+        size=len(top) + entry.size - header.body,
+        eight_bit=EIGHT_BIT in entry.trailer.flags or not top.isascii(),
+    )

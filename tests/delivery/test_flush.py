@@ -1,0 +1,989 @@
+"""The flush: what becomes of each message, in which order the disk and the server hear of it, and what a fault leaves.
+
+The servers are scripted, the clock is the test's, and the disk is watched and made to fail through the seam that
+``minisend.spool.disk`` is.
+"""
+
+import errno
+import os
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from delivery.scripted import CLOSE, CONNECT, END_OF_DATA, Answer, ScriptedServer, replies
+from peers.process import free_port
+from spool.make import listing
+from spool.seam import Seam
+
+from minisend.config import Config, Delivery, Smarthost, Spool
+from minisend.delivery import flush as module
+from minisend.delivery import remote, retry
+from minisend.delivery.flush import Selection, Summary, flush
+from minisend.envelope import DELAYED, FAILED, RELAYED, Envelope, Outcome, Recipient
+from minisend.errors import SpoolError
+from minisend.spool import disk
+from minisend.spool.enqueue import enqueue
+from minisend.spool.store import Entry, Place, Queue
+
+ROOT = Path(__file__).parents[2]
+NOW = 1_700_000_000.0
+MESSAGE = b"From: Me <me@here.test>\nDate: today\nMessage-ID: <1@here.test>\n\nHello.\n"
+ANN, BOB, CARL = b"ann@x.test", b"bob@x.test", b"carl@x.test"
+EVERYTHING = Selection(everything=True)
+
+
+@pytest.fixture(autouse=True)
+def clock(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """``clock.now`` is the time for the whole room."""
+    shown = SimpleNamespace(now=NOW)
+    stands_in = SimpleNamespace(time=lambda: shown.now)
+    monkeypatch.setattr(module, "time", stands_in)
+    monkeypatch.setattr(remote, "time", stands_in)
+    return shown
+
+
+class Lines:
+    """A log that keeps its lines."""
+
+    def __init__(self) -> None:
+        self.lines: list[tuple[str, str]] = []
+
+    def info(self, text: str) -> None:
+        self.lines.append(("info", text))
+
+    def warning(self, text: str) -> None:
+        self.lines.append(("warning", text))
+
+    def error(self, text: str) -> None:
+        self.lines.append(("error", text))
+
+
+@pytest.fixture
+def log() -> Lines:
+    return Lines()
+
+
+def configuration(spool: str, port: int, **settings: object) -> Config:
+    """Everything to a smarthost on 127.0.0.1."""
+    return Config(
+        file=None,
+        spool=Spool(spool, **settings),
+        hostname="here.test",
+        mail_domain="here.test",
+        smarthost=Smarthost(("127.0.0.1",), port=port, tls="none"),
+    )
+
+
+def direct(spool: str, port: int) -> Config:
+    """To the recipients' own servers: an address literal needs no DNS, and each is a next hop of its own."""
+    return Config(
+        file=None,
+        spool=Spool(spool),
+        hostname="here.test",
+        mail_domain="here.test",
+        delivery=Delivery(mx_port=port, tls="none"),
+    )
+
+
+def queue_id(number: int) -> str:
+    return f"{number:016x}"
+
+
+def put(
+    spool: str,
+    number: int,
+    *recipients: bytes,
+    message: bytes = MESSAGE,
+    sender: bytes = b"me@here.test",
+    arrived: float = NOW - 10,
+) -> str:
+    """Queue a message; its name in ``new``, which is its queue id."""
+    envelope = Envelope(
+        queue_id(number),
+        sender,
+        [Recipient(address) for address in recipients],
+        arrived=arrived,
+        uid=1000,
+        login=b"me",
+    )
+    with Queue(spool, create=True) as queue:
+        enqueue(queue.fd, envelope, [message], 0)
+    return envelope.queue_id
+
+
+def read(spool: str, state: str, name: str) -> Entry:
+    """An entry to look at.  Only its descriptor is of the file, and that is closed."""
+    with Queue(spool) as queue:
+        entry = queue.read(Place(state, name))
+        assert entry is not None
+        entry.close()
+        return entry
+
+
+def answered(
+    server: ScriptedServer, recipient: int, action: str, status: str, reply: str, command: str
+) -> Outcome:
+    mta = f"127.0.0.1[127.0.0.1]:{server.port}"
+    return Outcome(
+        recipient,
+        action,
+        status,
+        f"host {mta} said: {reply} (in reply to {command})",
+        remote_mta=mta,
+        diagnostic=f"smtp; {reply}",
+        command=command,
+        at=NOW,
+    )
+
+
+def taken(server: ScriptedServer, recipient: int) -> Outcome:
+    return answered(server, recipient, RELAYED, "2.0.0", "250 2.0.0 taken", END_OF_DATA.decode())
+
+
+def due_after(number: int, attempts: int, now: float, retry_min: float = 300.0) -> str:
+    """The name in ``cur`` of a message that has been attempted so often."""
+    until = retry.next_attempt(
+        NOW,
+        attempts,
+        now,
+        lifetime=1e9,
+        retry_min=retry_min,
+        retry_max=4 * 3600,
+        jitter=retry.jitter(queue_id(number), attempts),
+    )
+    assert until is not None
+    return f"{int(until):010d}.{queue_id(number)}"
+
+
+# -- the order: claim, reserve, attempt, record, act
+
+
+class Watched:
+    """A seam that notes what the server hears between the system calls."""
+
+    def __init__(
+        self,
+        monkeypatch: pytest.MonkeyPatch,
+        spool: str,
+        heard: tuple[bytes, ...] = (b"MAIL", b"RCPT", END_OF_DATA),
+    ) -> None:
+        self._seam = Seam()
+        self._heard = heard
+        self._prefix = f"{spool}/queue/"
+        monkeypatch.setattr(disk, "posix", self._seam)
+
+    def noting(self, answer: Answer) -> Answer:
+        def noted(command: bytes) -> bytes | None:
+            if command.startswith(self._heard):
+                self._seam.calls.append("smtp")
+                self._seam.paths.append(command.decode())
+            return answer(command)
+
+        return noted
+
+    def sequence(self) -> list[tuple[str, str]]:
+        names = ("posix_fallocate", "pwrite", "ftruncate", "fsync", "rename", "unlink", "smtp")
+        return [(name, path.removeprefix(self._prefix)) for name, path in self._seam.about(*names)]
+
+
+SAID_MAIL = ("smtp", "MAIL FROM:<me@here.test> SIZE=188")
+SAID_RCPT = ("smtp", "RCPT TO:<ann@x.test>")
+SAID_END = ("smtp", "end of data")
+
+
+def test_order_when_all_have_it_the_removal_is_the_record(
+    spool: str, log: Lines, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = put(spool, 1, ANN)
+    watched = Watched(monkeypatch, spool)
+    with ScriptedServer(watched.noting(lambda command: None)) as server:
+        summary = flush(configuration(spool, server.port), Selection(), log=log)
+    assert watched.sequence() == [
+        ("posix_fallocate", f"new/{name}"),
+        ("pwrite", f"new/{name}"),  # the facts that this attempt uses
+        SAID_MAIL,
+        SAID_RCPT,
+        SAID_END,
+        ("unlink", f"new/{name}"),
+        ("ftruncate", f"new/{name} (deleted)"),
+        ("fsync", "new"),
+    ]
+    assert summary == Summary(tried=1, delivered=1)
+    assert summary.exit_code == 0
+    assert listing(spool) == {}
+    mta = f"127.0.0.1[127.0.0.1]:{server.port}"
+    assert log.lines == [
+        (
+            "info",
+            f"{name}: from=me@here.test to=ann@x.test relay={mta} delay=10.00 dsn=2.0.0 status=relayed "
+            f'reason="host {mta} said: 250 2.0.0 taken (in reply to end of data)"',
+        )
+    ]
+
+
+@pytest.mark.parametrize(
+    ("reply", "moved_to", "summary", "code"),
+    [
+        pytest.param(b"450 4.2.1 later", "cur", Summary(tried=1, deferred=1), 75, id="deferred"),
+        pytest.param(b"550 5.1.1 no", "failed", Summary(tried=1, failed=1), 69, id="failed"),
+    ],
+)
+def test_order_when_somebody_has_it_not_the_record_comes_before_the_move(
+    spool: str,
+    log: Lines,
+    monkeypatch: pytest.MonkeyPatch,
+    reply: bytes,
+    moved_to: str,
+    summary: Summary,
+    code: int,
+) -> None:
+    name = put(spool, 1, ANN)
+    watched = Watched(monkeypatch, spool)
+    with ScriptedServer(watched.noting(replies({b"RCPT": reply}))) as server:
+        assert flush(configuration(spool, server.port), Selection(), log=log) == summary
+    assert watched.sequence() == [
+        ("posix_fallocate", f"new/{name}"),
+        ("pwrite", f"new/{name}"),
+        SAID_MAIL,
+        SAID_RCPT,
+        ("pwrite", f"new/{name}"),  # the outcome
+        ("ftruncate", f"new/{name}"),
+        ("fsync", f"new/{name}"),
+        ("rename", f"new/{name}"),
+        ("fsync", moved_to),
+        ("fsync", "new"),
+    ]
+    assert summary.exit_code == code
+    assert list(listing(spool)) == [moved_to]
+
+
+def test_order_with_two_next_hops_each_has_room_and_a_record_of_its_own(
+    spool: str, log: Lines, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    port = free_port("127.0.0.1", "127.0.0.2")
+    name = put(spool, 1, b"ann@[127.0.0.1]", b"bob@[127.0.0.2]")
+    watched = Watched(monkeypatch, spool)
+    one = ScriptedServer(watched.noting(lambda command: None), port=port)
+    two = ScriptedServer(watched.noting(lambda command: None), address="127.0.0.2", port=port)
+    with one, two:
+        assert flush(direct(spool, port), Selection(), log=log) == Summary(tried=1, delivered=1)
+    assert watched.sequence() == [
+        ("posix_fallocate", f"new/{name}"),
+        ("pwrite", f"new/{name}"),
+        SAID_MAIL,
+        ("smtp", "RCPT TO:<ann@[127.0.0.1]>"),
+        SAID_END,
+        ("pwrite", f"new/{name}"),
+        ("ftruncate", f"new/{name}"),
+        ("fsync", f"new/{name}"),
+        ("posix_fallocate", f"new/{name}"),
+        SAID_MAIL,
+        ("smtp", "RCPT TO:<bob@[127.0.0.2]>"),
+        SAID_END,
+        ("unlink", f"new/{name}"),
+        ("ftruncate", f"new/{name} (deleted)"),
+        ("fsync", "new"),
+    ]
+    assert [message.recipients for server in (one, two) for message in server.messages] == [
+        (b"ann@[127.0.0.1]",),
+        (b"bob@[127.0.0.2]",),
+    ]
+
+
+def test_order_what_was_removed_is_durable_before_another_server_is_waited_for(
+    spool: str, log: Lines, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A connection, and a goodbye, may take minutes."""
+    port = free_port("127.0.0.1", "127.0.0.2")
+    names = [put(spool, 1, b"ann@[127.0.0.1]"), put(spool, 2, b"bob@[127.0.0.2]")]
+    watched = Watched(monkeypatch, spool, heard=(CONNECT, END_OF_DATA, b"QUIT"))
+    one = ScriptedServer(watched.noting(lambda command: None), port=port)
+    two = ScriptedServer(watched.noting(lambda command: None), address="127.0.0.2", port=port)
+    with one, two:
+        assert flush(direct(spool, port), Selection(), log=log) == Summary(tried=2, delivered=2)
+    assert [call for call in watched.sequence() if call[0] in ("smtp", "fsync", "unlink")] == [
+        ("smtp", "connect"),
+        ("smtp", "end of data"),
+        ("unlink", f"new/{names[0]}"),
+        ("fsync", "new"),
+        ("smtp", "connect"),
+        ("smtp", "end of data"),
+        ("unlink", f"new/{names[1]}"),
+        ("fsync", "new"),
+        ("smtp", "QUIT"),
+        ("smtp", "QUIT"),
+    ]
+
+
+def test_it_is_claimed_while_it_is_attempted(spool: str, log: Lines) -> None:
+    def answer(command: bytes) -> bytes | None:
+        if command == END_OF_DATA:
+            with Queue(spool) as queue:
+                claims.append(queue.claim(Place("new", name)))
+        return None
+
+    claims: list[Entry | None] = []
+    name = put(spool, 1, ANN)
+    with ScriptedServer(answer) as server:
+        flush(configuration(spool, server.port), Selection(), log=log)
+    assert claims == [None]
+    assert listing(spool) == {}
+
+
+# -- what becomes of recipients
+
+
+def test_one_refused_of_three_is_kept_with_its_reason_and_never_tried_again(
+    spool: str, log: Lines, clock: SimpleNamespace
+) -> None:
+    name = put(spool, 1, ANN, BOB, CARL)
+    with ScriptedServer(replies({b"RCPT TO:<bob@": b"550 5.1.1 no bob"})) as server:
+        config = configuration(spool, server.port)
+        assert flush(config, Selection(), log=log) == Summary(tried=1, failed=1)
+        clock.now += 10 * 86400
+        assert flush(config, EVERYTHING, log=log) == Summary()
+    assert [message.recipients for message in server.messages] == [(ANN, CARL)]
+    assert listing(spool) == {"failed": [name]}
+    entry = read(spool, "failed", name)
+    assert entry.outcomes == [
+        (1, taken(server, 0)),
+        (1, taken(server, 2)),
+        (1, answered(server, 1, FAILED, "5.1.1", "550 5.1.1 no bob", "RCPT TO")),
+    ]
+    assert (entry.failed, entry.pending) == ([1], [])
+    assert [level for level, _ in log.lines] == ["info", "warning", "info"]
+
+
+def test_one_put_off_of_three_waits_alone(spool: str, log: Lines, clock: SimpleNamespace) -> None:
+    put(spool, 1, ANN, BOB, CARL)
+    with ScriptedServer(replies({b"RCPT TO:<bob@": [b"450 4.2.1 later"]})) as server:
+        config = configuration(spool, server.port)
+        assert flush(config, Selection(), log=log) == Summary(tried=1, deferred=1)
+        waiting = due_after(1, 1, NOW)
+        assert listing(spool) == {"cur": [waiting]}
+        assert read(spool, "cur", waiting).pending == [1]
+        # Not before its time, and then only with who is missing.
+        assert flush(config, Selection(), log=log) == Summary()
+        clock.now = float(waiting.partition(".")[0])
+        assert flush(config, Selection(), log=log) == Summary(tried=1, delivered=1)
+    assert [message.recipients for message in server.messages] == [(ANN, CARL), (BOB,)]
+    assert len({message.octets for message in server.messages}) == 1
+    assert listing(spool) == {}
+
+
+def test_a_failure_is_not_forgotten_when_the_others_are_delivered_later(
+    spool: str, log: Lines, clock: SimpleNamespace
+) -> None:
+    name = put(spool, 1, ANN, BOB)
+    answer = replies(
+        {b"RCPT TO:<ann@": b"550 5.1.1 no ann", b"RCPT TO:<bob@": [b"450 4.2.1 later"]}
+    )
+    with ScriptedServer(answer) as server:
+        config = configuration(spool, server.port)
+        assert flush(config, Selection(), log=log) == Summary(tried=1, deferred=1)
+        assert flush(config, EVERYTHING, log=log) == Summary(tried=1, failed=1)
+    assert listing(spool) == {"failed": [name]}
+    assert [(each.recipient, each.action) for _, each in read(spool, "failed", name).outcomes] == [
+        (0, FAILED),
+        (1, DELAYED),
+        (1, RELAYED),
+    ]
+    assert [message.recipients for message in server.messages] == [(BOB,)]
+
+
+def test_bare_names_are_qualified_and_the_null_sender_is_not(spool: str, log: Lines) -> None:
+    put(spool, 1, b"root", sender=b"")
+    put(spool, 2, b"root", sender=b"cron")
+    with ScriptedServer() as server:
+        flush(configuration(spool, server.port), Selection(), log=log)
+    assert [(message.sender, message.recipients) for message in server.messages] == [
+        (b"", (b"root@here.test",)),
+        (b"cron@here.test", (b"root@here.test",)),
+    ]
+
+
+def test_every_attempt_sends_the_same_octets(spool: str, log: Lines) -> None:
+    """Also when the configuration has changed in between, and with it what is added."""
+    seen: list[bytes] = []
+    put(spool, 1, ANN, message=b"To: bob\n\nHello.\n")
+
+    def answer(command: bytes) -> bytes | None:
+        if command == END_OF_DATA:
+            seen.append(server.messages[-1].octets)
+            return b"451 4.3.0 not now" if len(seen) == 1 else None
+        return None
+
+    with ScriptedServer(answer) as server:
+        config = configuration(spool, server.port)
+        flush(config, Selection(), log=log)
+        other = Config(
+            file=None,
+            spool=config.spool,
+            hostname="other.test",
+            mail_domain="other.test",
+            smarthost=config.smarthost,
+        )
+        flush(other, EVERYTHING, log=log)
+    assert (
+        seen
+        == [
+            b"Received: by here.test (minisend, from userid 1000 (me))\r\n"
+            b"\tid 0000000000000001; Tue, 14 Nov 2023 22:13:10 +0000\r\n"
+            b"To: bob@here.test\r\n"
+            b"Date: Tue, 14 Nov 2023 22:13:10 +0000\r\n"
+            b"From: me@here.test\r\n"
+            b"Message-ID: <20231114221310.0000000000000001@here.test>\r\n"
+            b"\r\nHello.\r\n"
+        ]
+        * 2
+    )
+
+
+@pytest.mark.parametrize(
+    ("message", "parameters"),
+    [
+        pytest.param(b"To: a@b.test\n\none\ntwo\n", b"", id="header and body"),
+        pytest.param(b"To: a@b.test\nX: 1\n 2\n\n", b"", id="no body"),
+        pytest.param(b"no header\nat all\n", b"", id="no header"),
+        pytest.param(b"", b"", id="nothing"),
+        pytest.param(b"Subject: x\n\n\xc3\xa9\n", b" BODY=8BITMIME", id="8-bit body"),
+        pytest.param(b"Subject: \xc3\xa9\n\nx\n", b" BODY=8BITMIME", id="8-bit header"),
+    ],
+)
+def test_the_size_announced_is_the_size_sent(
+    spool: str, log: Lines, message: bytes, parameters: bytes
+) -> None:
+    put(spool, 1, ANN, message=message)
+    with ScriptedServer() as server:
+        flush(configuration(spool, server.port), Selection(), log=log)
+    ((octets,), (session,)) = [each.octets for each in server.messages], server.sessions
+    assert session.commands[1] == b"MAIL FROM:<me@here.test> SIZE=%d%b" % (len(octets), parameters)
+
+
+# -- when: what is due, retry times, the end
+
+
+def test_a_fault_of_this_machine_does_not_count(
+    spool: str, log: Lines, clock: SimpleNamespace
+) -> None:
+    """A TCP connection to the broadcast address is ENETUNREACH on Linux, before any packet."""
+    put(spool, 1, ANN)
+    config = configuration(spool, 25, lifetime=3600)
+    config.smarthost = Smarthost(("255.255.255.255",), port=25, tls="none")
+    for days in range(5):
+        clock.now = NOW + days * 86400
+        assert flush(config, EVERYTHING, log=log) == Summary(tried=1, deferred=1)
+        waiting = due_after(1, 0, clock.now)
+        assert listing(spool) == {"cur": [waiting]}
+        entry = read(spool, "cur", waiting)
+        assert (entry.attempts, entry.pending) == (0, [0])
+        assert entry.latest[0].reason == "connect to [255.255.255.255]:25: Network is unreachable"
+
+
+def test_a_lifetime_and_three_attempts_are_the_end(
+    spool: str, log: Lines, clock: SimpleNamespace
+) -> None:
+    name = put(spool, 1, ANN, BOB)
+    reply = "450 4.2.1 later"
+    with ScriptedServer(replies({b"RCPT TO:<bob@": reply.encode()})) as server:
+        config = configuration(spool, server.port, lifetime=3600)
+        clock.now = NOW + 86400
+        for attempts in (1, 2):
+            assert flush(config, EVERYTHING, log=log) == Summary(tried=1, deferred=1)
+            assert listing(spool) == {"cur": [due_after(1, attempts, clock.now)]}
+        log.lines.clear()
+        assert flush(config, EVERYTHING, log=log) == Summary(tried=1, failed=1)
+        assert flush(config, EVERYTHING, log=log) == Summary()
+    assert [message.recipients for message in server.messages] == [(ANN,)]
+    assert listing(spool) == {"failed": [name]}
+    entry = read(spool, "failed", name)
+    assert [(attempt, each.action, each.status) for attempt, each in entry.outcomes] == [
+        (1, RELAYED, "2.0.0"),
+        (1, DELAYED, "4.2.1"),
+        (2, DELAYED, "4.2.1"),
+        (3, DELAYED, "4.2.1"),
+        (3, FAILED, "4.2.1"),
+    ]
+    mta = f"127.0.0.1[127.0.0.1]:{server.port}"
+    reason = f"host {mta} said: {reply} (in reply to RCPT TO)"
+    assert entry.latest[1].reason == f"delivery time expired: {reason}"
+    start = f"{name}: from=me@here.test to=bob@x.test relay={mta} delay=86410.00 dsn=4.2.1"
+    assert log.lines == [
+        ("warning", f'{start} status=delayed reason="{reason}"'),
+        ("warning", f'{start} status=failed reason="delivery time expired: {reason}"'),
+    ]
+
+
+def test_a_next_hop_that_is_down_is_asked_once_for_all(
+    spool: str, log: Lines, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    connects: list[int] = []
+
+    def connect(address: str, port: int, timeout: float) -> object:
+        connects.append(port)
+        return real(address, port, timeout)
+
+    real = remote.connect
+    monkeypatch.setattr(remote, "connect", connect)
+    port = free_port("127.0.0.1")
+    for number in range(1, 31):
+        put(spool, number, ANN)
+    assert flush(configuration(spool, port), Selection(), log=log) == Summary(tried=30, deferred=30)
+    assert connects == [port]
+    assert listing(spool) == {"cur": sorted(due_after(number, 1, NOW) for number in range(1, 31))}
+
+
+def test_down_and_up_again_is_delivered_once(
+    spool: str, log: Lines, clock: SimpleNamespace
+) -> None:
+    put(spool, 1, ANN)
+    port = free_port("127.0.0.1")
+    config = configuration(spool, port)
+    assert flush(config, Selection(), log=log).exit_code == 75
+    with ScriptedServer(port=port) as server:
+        assert flush(config, Selection(), log=log) == Summary()
+        clock.now += 400
+        assert flush(config, Selection(), log=log) == Summary(tried=1, delivered=1)
+        assert flush(config, EVERYTHING, log=log) == Summary()
+    assert len(server.messages) == 1
+
+
+# -- which: selections and sums
+
+
+def test_by_id(spool: str, log: Lines) -> None:
+    one, two, three = (put(spool, number, ANN) for number in (1, 2, 3))
+    with ScriptedServer(replies({b"DATA": [b"450 4.0.0 later"]})) as server:
+        config = configuration(spool, server.port)
+        assert flush(config, Selection(ids=(two,)), log=log) == Summary(tried=1, deferred=1)
+        # Due or not, and each once.
+        assert flush(config, Selection(ids=(two, one, two)), log=log) == Summary(
+            tried=2, delivered=2, skipped=1
+        )
+        with pytest.raises(SpoolError, match=f"^{two}: not in the queue$"):
+            flush(config, Selection(ids=(three, two)), log=log)
+    assert listing(spool) == {"new": [three]}
+
+
+def test_by_recipient_domain(spool: str, log: Lines) -> None:
+    put(spool, 1, ANN, b"bob@y.test")
+    put(spool, 2, b"bob@z.test")
+    put(spool, 3, b"root")
+    with ScriptedServer() as server:
+        config = configuration(spool, server.port)
+        assert flush(config, Selection(domain=b"Y.test"), log=log) == Summary(tried=1, delivered=1)
+        assert flush(config, Selection(domain=b"here.test"), log=log) == Summary(
+            tried=1, delivered=1
+        )
+        assert flush(config, Selection(domain=b"gone.test"), log=log) == Summary()
+    assert [message.recipients for message in server.messages] == [
+        (ANN, b"bob@y.test"),
+        (b"root@here.test",),
+    ]
+
+
+def test_the_domain_of_a_recipient_who_has_it_does_not_count(spool: str, log: Lines) -> None:
+    put(spool, 1, ANN, b"bob@y.test")
+    with ScriptedServer(replies({b"RCPT TO:<bob@": b"450 4.2.1 later"})) as server:
+        config = configuration(spool, server.port)
+        flush(config, Selection(), log=log)
+        assert flush(config, Selection(domain=b"x.test"), log=log) == Summary()
+
+
+def test_what_is_held_or_has_failed_is_never_tried(spool: str, log: Lines) -> None:
+    for number, state in ((1, "hold"), (2, "failed")):
+        name = put(spool, number, ANN)
+        os.rename(f"{spool}/queue/new/{name}", f"{spool}/queue/{state}/{name}")
+    with ScriptedServer() as server:
+        config = configuration(spool, server.port)
+        assert flush(config, EVERYTHING, log=log) == Summary()
+        for number in (1, 2):
+            with pytest.raises(SpoolError, match="not in the queue"):
+                flush(config, Selection(ids=(queue_id(number),)), log=log)
+    assert server.sessions == []
+
+
+def test_one_connection_for_many_messages_in_order_of_waiting(spool: str, log: Lines) -> None:
+    for number in range(20, 0, -1):
+        put(spool, number, ANN, sender=b"%d@x.test" % number)
+    progress: list[tuple[int, int]] = []
+    with ScriptedServer() as server:
+        summary = flush(
+            configuration(spool, server.port),
+            Selection(),
+            log=log,
+            progress=lambda *step: progress.append(step),
+        )
+    assert summary == Summary(tried=20, delivered=20)
+    (session,) = server.sessions
+    assert session.verbs() == [b"EHLO", *[b"MAIL", b"RCPT", b"DATA"] * 20, b"QUIT"]
+    assert [message.sender for message in server.messages] == [
+        b"%d@x.test" % number for number in range(1, 21)
+    ]
+    assert progress == [(done, 20) for done in range(21)]
+
+
+@pytest.mark.parametrize(
+    ("summary", "code"),
+    [
+        (Summary(), 0),
+        (Summary(tried=2, delivered=2, skipped=1), 0),
+        (Summary(tried=2, delivered=1, failed=1), 69),
+        (Summary(broken=1), 69),
+        (Summary(tried=3, failed=1, deferred=1, broken=1), 75),
+    ],
+)
+def test_exit_codes(summary: Summary, code: int) -> None:
+    assert summary.exit_code == code
+
+
+def test_no_queue_is_an_empty_queue(spool: str, log: Lines) -> None:
+    assert flush(configuration(spool, 25), Selection(), log=log) == Summary()
+    assert not os.path.exists(spool)
+
+
+# -- files that are not as they should be
+
+
+def test_a_broken_file_is_set_aside_and_the_others_go_on(spool: str, log: Lines) -> None:
+    names = [put(spool, number, ANN) for number in (1, 2, 3, 4)]
+    for name, octets in (
+        (names[1], b"no queue file\n"),
+        (names[2], b"minisend-queue 2\nof the future\n"),
+    ):
+        Path(f"{spool}/queue/new/{name}").write_bytes(octets)
+    with ScriptedServer() as server:
+        summary = flush(configuration(spool, server.port), Selection(), log=log)
+    assert summary == Summary(tried=2, delivered=2, broken=2)
+    assert summary.exit_code == 69
+    assert listing(spool) == {"new": [names[2]], "failed": [names[1]]}
+    assert [text for level, text in log.lines if level == "error"] == [
+        f'{names[1]}: event=broken reason="set aside in queue/failed: it does not begin like a queue file"',
+        f'{names[2]}: event=broken reason="left alone: its format is version 2"',
+    ]
+
+
+@pytest.mark.parametrize(
+    "lines", [pytest.param(1, id="before"), pytest.param(40_000, id="under way")]
+)
+def test_a_message_that_was_changed_is_delivered_to_nobody(
+    spool: str, log: Lines, lines: int
+) -> None:
+    """No end of data is sent: what the server has is half a message, which it throws away (RFC 5321 section 4.1.1.4)."""
+    name = put(spool, 1, ANN, message=MESSAGE + (b"x" * 70 + b"\n") * lines + b"the end\n")
+    put(spool, 2, BOB)
+
+    def change() -> None:
+        with open(f"{spool}/queue/new/{name}", "r+b") as file:
+            file.seek(file.read().index(b"the end"))
+            file.write(b"!")
+
+    def answer(command: bytes) -> bytes | None:
+        # A large message is not read before it is sent.
+        if command == b"DATA" and len(server.sessions) == 1 and lines > 1:
+            change()
+        return None
+
+    if lines == 1:
+        change()
+    with ScriptedServer(answer) as server:
+        summary = flush(configuration(spool, server.port), Selection(), log=log)
+    assert summary == Summary(tried=2, delivered=1, broken=1)
+    assert listing(spool) == {"failed": [name]}
+    assert [message.recipients for message in server.messages] == [(BOB,)]
+    assert [session.cut for session in server.sessions] == [True, False]
+    assert log.lines[0] == (
+        "error",
+        f'{name}: event=broken reason="set aside in queue/failed: its message was changed after it was written"',
+    )
+
+
+def test_a_bug_that_one_message_meets_does_not_stop_the_others(
+    spool: str, log: Lines, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def complete(header: object, envelope: Envelope, facts: object) -> bytes:
+        if envelope.queue_id == queue_id(1):
+            raise ZeroDivisionError("division by zero")
+        return real(header, envelope, facts)
+
+    real = module.complete
+    monkeypatch.setattr(module, "complete", complete)
+    put(spool, 1, ANN)
+    put(spool, 2, BOB)
+    with ScriptedServer() as server:
+        summary = flush(configuration(spool, server.port), Selection(), log=log)
+    assert summary == Summary(tried=2, delivered=1, deferred=1)
+    waiting = due_after(1, 1, NOW)
+    assert listing(spool) == {"cur": [waiting]}
+    assert read(spool, "cur", waiting).outcomes == [
+        (
+            1,
+            Outcome(
+                0,
+                DELAYED,
+                "4.3.0",
+                "internal error, please report it: ZeroDivisionError: division by zero",
+                at=NOW,
+            ),
+        )
+    ]
+    level, text = log.lines[0]
+    assert level == "error"
+    assert text.startswith(f'{queue_id(1)}: event=bug trace="Traceback (most recent call last):\\n')
+
+
+# -- a disk that fails
+
+
+class Failing:
+    """``before`` for a seam: once ``armed``, the named calls fail, or the next one of them only (``once``)."""
+
+    def __init__(self, error: int, *names: str, armed: bool = False, once: bool = False) -> None:
+        self._error = error
+        self._names = names
+        self._once = once
+        self.armed = armed
+
+    def __call__(self, number: int, name: str) -> None:
+        if self.armed and name in self._names:
+            self.armed = not self._once
+            raise OSError(self._error, os.strerror(self._error))
+
+    def arming_at(self, trigger: bytes, answer: Answer) -> Answer:
+        def armed(command: bytes) -> bytes | None:
+            self.armed = self.armed or command.startswith(trigger)
+            return answer(command)
+
+        return armed
+
+
+def test_no_room_for_the_outcome_is_no_attempt(
+    spool: str, log: Lines, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = put(spool, 1, ANN)
+    before = Path(f"{spool}/queue/new/{name}").read_bytes()
+    with ScriptedServer() as server:
+        with monkeypatch.context() as patched:
+            failing = Failing(errno.ENOSPC, "posix_fallocate", armed=True)
+            patched.setattr(disk, "posix", Seam(failing))
+            summary = flush(configuration(spool, server.port), Selection(), log=log)
+        assert summary == Summary(tried=1, deferred=1)
+        assert server.sessions == []
+        assert listing(spool) == {"new": [name]}
+        assert Path(f"{spool}/queue/new/{name}").read_bytes() == before
+        assert log.lines == [
+            (
+                "error",
+                f"{name}: event=postponed status=4.3.1 "
+                'reason="no room for outcomes: No space left on device"',
+            )
+        ]
+        # With room again it goes at once.
+        assert flush(configuration(spool, server.port), Selection(), log=log).delivered == 1
+
+
+def test_no_room_for_the_second_next_hop_is_no_attempt_there(
+    spool: str, log: Lines, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    port = free_port("127.0.0.1", "127.0.0.2")
+    name = put(spool, 1, b"ann@[127.0.0.1]", b"bob@[127.0.0.2]")
+    failing = Failing(errno.ENOSPC, "posix_fallocate")
+    one = ScriptedServer(failing.arming_at(END_OF_DATA, lambda command: None), port=port)
+    two = ScriptedServer(address="127.0.0.2", port=port)
+    with one, two:
+        with monkeypatch.context() as patched:
+            patched.setattr(disk, "posix", Seam(failing))
+            assert flush(direct(spool, port), Selection(), log=log).deferred == 1
+        assert two.sessions == []
+        assert read(spool, "new", name).pending == [1]
+        assert flush(direct(spool, port), Selection(), log=log) == Summary(tried=1, delivered=1)
+    assert [len(server.messages) for server in (one, two)] == [1, 1]
+
+
+@pytest.mark.parametrize(
+    ("error", "call"),
+    [
+        pytest.param(errno.ENOSPC, "pwrite", id="no space"),
+        pytest.param(errno.EIO, "fsync", id="fsync fails"),
+    ],
+)
+def test_a_delivery_that_cannot_be_recorded_is_held(
+    spool: str, log: Lines, monkeypatch: pytest.MonkeyPatch, error: int, call: str
+) -> None:
+    name = put(spool, 1, ANN, BOB)
+    put(spool, 2, CARL)
+    failing = Failing(error, call, once=True)
+    refusing = replies({b"RCPT TO:<bob@": b"550 5.1.1 no bob"})
+
+    def answer(command: bytes) -> bytes | None:
+        if command == END_OF_DATA and not server.messages[1:]:
+            failing.armed = True
+        return refusing(command)
+
+    with ScriptedServer(answer) as server:
+        config = configuration(spool, server.port)
+        monkeypatch.setattr(disk, "posix", Seam(failing))
+        summary = flush(config, Selection(), log=log)
+        assert summary == Summary(tried=2, deferred=1, delivered=1)
+        assert listing(spool) == {"hold": [name]}
+        # The claim is kept: also who would release it has to wait for this process to end.
+        with Queue(spool) as queue:
+            assert queue.claim(Place("hold", name)) is None
+        assert flush(config, EVERYTHING, log=log) == Summary()
+    assert [message.recipients for message in server.messages] == [(ANN,), (CARL,)]
+    assert (
+        "error",
+        f'{name}: event=held status=4.3.0 reason="delivered to some or all recipients, '
+        f'which cannot be recorded: {os.strerror(error)}"',
+    ) in log.lines
+
+
+def test_a_delivery_that_cannot_be_removed_is_recorded_and_removed_later(
+    spool: str, log: Lines, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = put(spool, 1, ANN)
+    with ScriptedServer() as server:
+        config = configuration(spool, server.port)
+        with monkeypatch.context() as patched:
+            patched.setattr(disk, "posix", Seam(Failing(errno.EPERM, "unlink", armed=True)))
+            assert flush(config, Selection(), log=log) == Summary(tried=1, delivered=1)
+        assert listing(spool) == {"new": [name]}
+        assert read(spool, "new", name).outcomes == [(1, taken(server, 0))]
+        assert (
+            "error",
+            f'{name}: event=kept reason="delivered, but its file cannot be removed: Operation not permitted"',
+        ) in log.lines
+        assert flush(config, Selection(), log=log) == Summary(tried=1, delivered=1)
+    assert len(server.messages) == 1
+    assert listing(spool) == {}
+
+
+def test_a_delivery_that_the_disk_takes_no_word_of_keeps_its_claim(
+    spool: str, log: Lines, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = put(spool, 1, ANN)
+    failing = Failing(errno.EROFS, "pwrite", "unlink", "rename", "ftruncate", "fsync")
+    with ScriptedServer(failing.arming_at(END_OF_DATA, lambda command: None)) as server:
+        config = configuration(spool, server.port)
+        with monkeypatch.context() as patched:
+            patched.setattr(disk, "posix", Seam(failing))
+            assert flush(config, Selection(), log=log) == Summary(tried=1, deferred=1)
+        # As long as this process lives nobody else sends it again.
+        assert flush(config, EVERYTHING, log=log) == Summary(skipped=1)
+    assert len(server.messages) == 1
+    assert listing(spool) == {"new": [name]}
+    assert log.lines[-1] == (
+        "error",
+        f'{name}: event=held status=4.3.0 reason="delivered to some or all recipients, which cannot be '
+        'recorded: Read-only file system; queue/hold: [Errno 30] Read-only file system"',
+    )
+
+
+def test_an_attempt_that_nobody_took_may_be_made_again_when_it_cannot_be_recorded(
+    spool: str, log: Lines, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = put(spool, 1, ANN)
+    failing = Failing(errno.EIO, "pwrite")
+    answer = failing.arming_at(b"RCPT", replies({b"RCPT": [b"450 4.2.1 later"]}))
+    with ScriptedServer(answer) as server:
+        config = configuration(spool, server.port)
+        with monkeypatch.context() as patched:
+            patched.setattr(disk, "posix", Seam(failing))
+            assert flush(config, Selection(), log=log) == Summary(tried=1, deferred=1)
+        assert listing(spool) == {"new": [name]}
+        assert log.lines[-1] == (
+            "error",
+            f'{name}: event=postponed status=4.3.0 reason="queue: Input/output error"',
+        )
+        assert flush(config, Selection(), log=log) == Summary(tried=1, delivered=1)
+
+
+def test_a_failure_that_cannot_be_moved_is_moved_later(
+    spool: str, log: Lines, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stopped between the record and what acts on it: the next run finds the record and asks nobody."""
+    name = put(spool, 1, ANN)
+    with ScriptedServer(replies({b"RCPT": b"550 5.1.1 no"})) as server:
+        config = configuration(spool, server.port)
+        with monkeypatch.context() as patched:
+            patched.setattr(disk, "posix", Seam(Failing(errno.EIO, "rename", armed=True)))
+            assert flush(config, Selection(), log=log) == Summary(tried=1, deferred=1)
+        assert listing(spool) == {"new": [name]}
+        assert flush(config, Selection(), log=log) == Summary(tried=1, failed=1)
+    assert len(server.sessions) == 1
+    assert listing(spool) == {"failed": [name]}
+
+
+def test_a_queue_whose_changes_cannot_be_made_durable(
+    spool: str, log: Lines, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All that can be done is done, and what was delivered is not forgotten on the way; then it is said."""
+    port = free_port("127.0.0.1", "127.0.0.2")
+    put(spool, 1, b"ann@[127.0.0.1]")
+    put(spool, 2, b"bob@[127.0.0.2]")
+    failing = Failing(errno.EIO, "fsync")
+    one = ScriptedServer(failing.arming_at(END_OF_DATA, lambda command: None), port=port)
+    two = ScriptedServer(address="127.0.0.2", port=port)
+    with one, two:
+        with monkeypatch.context() as patched:
+            patched.setattr(disk, "posix", Seam(failing))
+            with pytest.raises(SpoolError) as failure:
+                flush(direct(spool, port), Selection(), log=log)
+        assert str(failure.value) == f"{spool}/queue: Input/output error"
+        assert ("error", '-: event=unsynced reason="queue: Input/output error"') in log.lines
+        assert flush(direct(spool, port), Selection(), log=log) == Summary()
+    assert [len(server.messages) for server in (one, two)] == [1, 1]
+    assert listing(spool) == {}
+
+
+# -- two at once
+
+
+def test_two_flushers_deliver_each_message_once(spool: str, tmp_path: Path) -> None:
+    """Both are held at their first greeting until the other is there too."""
+    for number in range(1, 51):
+        put(spool, number, ANN, sender=b"%d@x.test" % number)
+    both = threading.Barrier(2, timeout=30)
+
+    def answer(command: bytes) -> bytes | None:
+        if command == CONNECT:
+            both.wait()
+        return None
+
+    config = tmp_path / "config.toml"
+    with ScriptedServer(answer) as server:
+        config.write_text(
+            f'[spool]\npath = "{spool}"\n[smarthost]\nhost = "127.0.0.1"\nport = {server.port}\ntls = "none"\n'
+        )
+        command = [sys.executable, "-I", ROOT / "minisend/__main__.py", "minisend", "-C", config]
+        flushers = [
+            subprocess.Popen([*command, "flush"], stdout=subprocess.PIPE, text=True)
+            for _ in range(2)
+        ]
+        said = [flusher.communicate(timeout=60)[0] for flusher in flushers]
+    assert [flusher.returncode for flusher in flushers] == [0, 0], said
+    assert sorted(message.sender for message in server.messages) == sorted(
+        b"%d@x.test" % number for number in range(1, 51)
+    )
+    assert len(server.sessions) == 2
+    assert all(b"MAIL" in session.verbs() for session in server.sessions)
+    assert listing(spool) == {}
+
+
+def test_a_server_that_breaks_off_after_the_message_is_not_asked_again_in_this_run(
+    spool: str, log: Lines
+) -> None:
+    """The one window in which it can go out twice: it waits, as long as any other."""
+    put(spool, 1, ANN)
+    with ScriptedServer(replies({END_OF_DATA: CLOSE})) as server:
+        config = configuration(spool, server.port)
+        assert flush(config, Selection(), log=log) == Summary(tried=1, deferred=1)
+    (outcome,) = read(spool, "cur", due_after(1, 1, NOW)).latest.values()
+    assert outcome.reason == (
+        f"host 127.0.0.1[127.0.0.1]:{server.port}: lost connection: closed by the server "
+        "(during end of data): the message may be sent more than once"
+    )
+    assert len(server.sessions) == 1

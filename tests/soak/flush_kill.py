@@ -1,0 +1,207 @@
+"""kill -9 of the real ``minisend flush`` at each of its system calls, against Postfix: nothing lost, nothing sent twice
+but what was in flight.
+
+    cd tests && python3 -m soak.flush_kill [--rounds 1]        as root: every call; prints what came of it
+
+The short form, some calls of each kind, is tests/crash/test_flush_kill.py.
+
+Each round has a queue of its own with a message for one server, one for two servers, one of which a recipient has to
+wait, and one of which a recipient is refused.  A flush is killed as it enters a system call, a second one, which can
+reach everybody, runs to its end.  What the first was about when it was killed is read from the trace of strace: a
+recipient is in flight from the write that ends the message to the record of it (a line in the file, or its removal).
+"""
+
+import argparse
+import re
+import subprocess
+import tempfile
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from delivery.program import Program
+from peers.postfix import Postfix
+from peers.process import free_port
+
+# What changes something, makes it durable or speaks to a server; recvfrom is where it waits for the answer.
+KINDS = (
+    *("sendto", "recvfrom", "connect", "flock", "fallocate", "write", "pwrite64", "ftruncate"),
+    *("fsync", "rename", "renameat", "renameat2", "unlink", "unlinkat"),
+)
+FIRST, SECOND, NOBODY = "127.0.0.2", "127.0.0.3", "127.0.0.4"
+MESSAGE = b"Subject: s\n\nbody\n"
+
+_CALL = re.compile(r"^(?:\d+ +)?(\w+)\((.*)\) += (-?\d+|\?)")
+_RCPT = re.compile(r"RCPT TO:<([^>]*)>")
+
+
+@dataclass(frozen=True)
+class Round:
+    """``kind`` and ``number`` of the call to be killed at, and the recipients by what is to become of them."""
+
+    kind: str
+    number: int
+    name: str
+
+    def messages(self) -> list[list[str]]:
+        """The recipients of each message."""
+        return [
+            [f"one.{self.name}@[{FIRST}]"],
+            [f"two.{self.name}@[{FIRST}]", f"three.{self.name}@[{SECOND}]"],
+            [f"four.{self.name}@[{FIRST}]", f"five.{self.name}@[{NOBODY}]"],
+            [f"six.{self.name}@[{FIRST}]", f"refused@[{FIRST}]"],
+        ]
+
+    def delivered(self) -> list[str]:
+        """The recipients who have to have it."""
+        return [
+            each
+            for message in self.messages()
+            for each in message
+            if not each.startswith("refused@")
+        ]
+
+
+@dataclass(frozen=True)
+class Result:
+    """``reached``: the flush was killed; ``in_flight``: the recipients who may have a second copy of it."""
+
+    round: Round
+    reached: bool
+    in_flight: frozenset[str]
+
+
+class Storm:
+    """Two Postfixes and the rounds against them; a context manager."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._port = free_port(FIRST, SECOND, NOBODY)
+        refusals = {"refused@": "550 5.1.1 unknown"}
+        self._servers = [
+            Postfix(address=FIRST, port=self._port, refusals=refusals),
+            Postfix(address=SECOND, port=self._port),
+        ]
+        self._count = 0
+
+    def __enter__(self) -> "Storm":
+        for server in self._servers:
+            server.__enter__()
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        for server in self._servers:
+            server.__exit__(*exc_info)
+
+    def points(self) -> list[tuple[str, int]]:
+        """Kind, and number of its kind, of each call of an undisturbed flush that is about the queue or a server."""
+        result, trace = self._run("", 0)
+        assert not result.reached
+        counts: Counter[str] = Counter()
+        found = []
+        for line in trace:
+            kind = line.partition("(")[0].rpartition(" ")[2]
+            if kind in KINDS:
+                counts[kind] += 1
+                if "/queue/" in line or "<TCP:" in line or "<socket:" in line:
+                    found.append((kind, counts[kind]))
+        return found
+
+    def kill(self, kind: str, number: int) -> Result:
+        """One round.  Fails unless the second flush leaves nothing but the refused recipient's message."""
+        return self._run(kind, number)[0]
+
+    def check(self, results: list[Result]) -> int:
+        """Everybody has it; and once, but who was in flight.  Returns how many have it twice."""
+        copies: Counter[str] = Counter()
+        for server in self._servers:
+            for arrived in server.arrived():
+                copies.update(recipient.decode() for recipient in arrived.recipients)
+        for result in results:
+            for recipient in result.round.delivered():
+                allowed = (1, 2) if recipient in result.in_flight else (1,)
+                assert copies[recipient] in allowed, (result, recipient, copies[recipient])
+        return sum(count == 2 for count in copies.values())
+
+    def _run(self, kind: str, number: int) -> tuple[Result, list[str]]:
+        self._count += 1
+        this = Round(kind, number, str(self._count))
+        directory = self._directory / this.name
+        directory.mkdir()
+        program = Program(directory, f'[delivery]\nmx_port = {self._port}\ntls = "none"\n')
+        for recipients in this.messages():
+            program.sendmail("-f", "me@here.test", *recipients, stdin=MESSAGE)
+        trace = directory / "trace"
+        traced = ",".join(f"?{each}" for each in KINDS)
+        injected = ["-e", f"inject={kind}:signal=KILL:when={number}"] if kind else []
+        subprocess.run(
+            [
+                *("strace", "-f", "-y", "-qq", "-s", "2000", "-o", trace, "-e", f"trace={traced}"),
+                *(*injected, "--", *program.command("minisend", "flush", "--quiet")),
+            ],
+            env={},
+            check=False,
+        )
+        lines = trace.read_text().splitlines()
+        # In the second flush everybody can be reached.
+        program.configure(f'[smarthost]\nhost = "{FIRST}"\nport = {self._port}\ntls = "none"\n')
+        program.flush("--all")
+        left = [
+            [recipient["address"] for recipient in message["recipients"]]
+            for message in program.queue()
+        ]
+        assert left == [[f"refused@[{FIRST}]"]], (this, left)
+        killed = any("killed by SIGKILL" in line for line in lines)
+        return Result(this, killed, frozenset(in_flight(lines))), lines
+
+
+def in_flight(trace: list[str]) -> set[str]:
+    """The recipients of the message that was sent and not recorded when the trace ends."""
+    asked: list[str] = []
+    sent: set[str] = set()
+    for line in trace:
+        # A call at whose beginning the process was killed has no result, and was not made.
+        call = _CALL.match(line)
+        if call is None or call[3] in ("?", "-1"):
+            continue
+        kind, arguments = call[1], call[2]
+        if kind == "sendto" and '"MAIL FROM:' in arguments:
+            asked = _RCPT.findall(arguments)
+        elif kind == "sendto" and '"Received: ' in arguments:
+            sent = set(asked)
+        elif kind.startswith("unlink") or (kind == "pwrite64" and r'"\noutcome' in arguments):
+            sent = set()
+    return sent
+
+
+def sample(points: list[tuple[str, int]], of_each: int) -> Iterator[tuple[str, int]]:
+    """As many calls of each kind, evenly spread, the first and last among them."""
+    kinds = dict.fromkeys(kind for kind, _ in points)
+    for kind in kinds:
+        these = [point for point in points if point[0] == kind]
+        count = min(of_each, len(these))
+        yield from (these[n * (len(these) - 1) // max(count - 1, 1)] for n in range(count))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--rounds", type=int, default=1)
+    rounds = parser.parse_args().rounds
+    with tempfile.TemporaryDirectory() as directory, Storm(Path(directory)) as storm:
+        points = storm.points()
+        print(
+            f"{len(points)} system calls: {dict(Counter(kind for kind, _ in points))}", flush=True
+        )
+        results = [storm.kill(*point) for _ in range(rounds) for point in points]
+        twice = storm.check(results)
+    reached = [result for result in results if result.reached]
+    flying = [result for result in reached if result.in_flight]
+    print(
+        f"{len(reached)} flushes killed of {len(results)}, {len(flying)} of them with a message in flight; "
+        f"nobody went without; {twice} recipients have two copies, all of them of what was in flight"
+    )
+
+
+if __name__ == "__main__":
+    main()
