@@ -85,8 +85,14 @@ def _sendmail(arguments: list[str], config_file: str | None) -> int:
     if options.mode == "submit":
         from minisend.submit.command import submit
 
+        try:
+            code = submit(options, config_file)
+        except MinisendError as exc:
+            if options.errors != "q":
+                raise
+            code = exc.exit_code
         # Nothing of ours waits to be written, and tearing down the interpreter takes as long as a submission's disk.
-        posix._exit(submit(options, config_file))
+        posix._exit(code)
     if options.mode == "smtp":
         from minisend.submit.smtp import serve
 
@@ -94,10 +100,22 @@ def _sendmail(arguments: list[str], config_file: str | None) -> int:
     if options.mode == "mailq":
         return _mailq(config_file)
     if options.mode == "flush":
-        from minisend.admin.command import main as minisend
+        from minisend.admin.command import flush_once
+        from minisend.delivery.flush import Selection
 
         _add_site()
-        return minisend(["flush", "--all", "--quiet"], config_file)
+        part = {name: text.encode("utf-8", "surrogateescape") for name, text in options.parts}
+        selection = Selection(
+            everything=True,
+            id_part=part.get("id_part", b""),
+            sender_part=part.get("sender_part", b""),
+            recipient_part=part.get("recipient_part", b""),
+        )
+        return flush_once(selection, config_file, quiet=True)
+    if options.mode == "verify":
+        from minisend.admin.verify import verify
+
+        return verify(options.words, config_file)
     if options.mode == "help":
         posix.write(1, table.USAGE.encode())
     elif options.mode == "version":

@@ -16,7 +16,7 @@ from minisend.errors import UsageError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from minisend.delivery.flush import Summary
+    from minisend.delivery.flush import Selection, Summary
 
 
 class _Parser(argparse.ArgumentParser):
@@ -104,30 +104,37 @@ def _queue(asked: argparse.Namespace, config_file: str | None) -> int:
 
 
 def _flush(asked: argparse.Namespace, config_file: str | None) -> int:
-    from minisend.log import Log
-
     if asked.ids and (asked.all or asked.recipient):
         raise UsageError("flush: name messages, or use --all or --recipient, not both")
     if asked.recipient == "":
         raise UsageError("flush: --recipient: expected a domain (got nothing)")
-    config = _load(config_file)
-    log = Log(syslog=True, stderr=False)
     if asked.background:
         from minisend.delivery.flush import background_flush
+        from minisend.log import Log
 
-        return background_flush(config, log)
+        return background_flush(_load(config_file), Log(syslog=True, stderr=False))
 
-    from minisend.admin.progress import Progress
-    from minisend.delivery.flush import Selection, flush
+    from minisend.delivery.flush import Selection
 
     selection = Selection(
         everything=asked.all,
         ids=tuple(asked.ids),
         domain=(asked.recipient or "").encode("utf-8", "surrogateescape"),
     )
-    with Progress("flushing", shown=not asked.quiet) as progress:
+    return flush_once(selection, config_file, quiet=asked.quiet)
+
+
+def flush_once(selection: "Selection", config_file: str | None, *, quiet: bool) -> int:
+    """Deliver the selected messages, with a bar on a terminal and a line at the end.  Returns the exit code."""
+    from minisend.admin.progress import Progress
+    from minisend.delivery.flush import flush
+    from minisend.log import Log
+
+    config = _load(config_file)
+    log = Log(syslog=True, stderr=False)
+    with Progress("flushing", shown=not quiet) as progress:
         summary = flush(config, selection, log=log, progress=progress)
-    if not asked.quiet:
+    if not quiet:
         try:
             write(1, _summary_line(summary, config.spool.path) + "\n")
         except BrokenPipeError:

@@ -29,15 +29,13 @@ from dataclasses import dataclass
 from minisend.address import qualify, same
 from minisend.config import Config
 from minisend.delivery import retry
+from minisend.delivery.outgoing import Outgoing
 from minisend.envelope import DELIVERED, FAILED, RELAYED, Envelope, Recipient
 from minisend.message import dsn
-from minisend.message.complete import complete, facts_for
-from minisend.message.header import HEADER_LIMIT
-from minisend.message.header import split as split_header
 from minisend.smtp.wire import crlf
 from minisend.spool import disk
 from minisend.spool.enqueue import enqueue, new_queue_id
-from minisend.spool.record import EIGHT_BIT, format_ranges, parse_ranges
+from minisend.spool.record import format_ranges, parse_ranges
 from minisend.spool.store import Entry, Queue
 
 _WITHOUT_NOTIFY = (dsn.FAILURE, dsn.DELAY)
@@ -199,23 +197,18 @@ def _event(note: str) -> str:
 
 
 def _original(entry: Entry, config: Config) -> dsn.Original:
-    facts = entry.facts or facts_for(
-        entry.envelope, config.hostname.encode(), config.mail_domain.encode()
-    )
-    first = entry.first_octets(HEADER_LIMIT + 4096)
-    header = split_header(first, complete=len(first) == entry.size)
-    top = complete(header, entry.envelope, facts)
+    outgoing = Outgoing(entry, config)
 
     def body() -> Iterator[bytes]:
         # In the form that servers were given: so no NUL, no lone CR.
-        for piece in crlf(entry.verified_octets(first, header.body)):
+        for piece in crlf(outgoing.body()):
             yield piece.replace(b"\r\n", b"\n")
 
     return dsn.Original(
         entry.envelope,
-        facts,
-        top,
+        outgoing.facts,
+        outgoing.header,
         body,
-        size=len(top) + entry.size - header.body,
-        eight_bit=EIGHT_BIT in entry.trailer.flags or not top.isascii(),
+        size=len(outgoing.header) + outgoing.body_size,
+        eight_bit=outgoing.eight_bit,
     )

@@ -1,48 +1,59 @@
-"""The flush: claim what is due, complete it, route it, attempt it, record what came of it, act on that.
+"""The flush: claim what is due, attempt it, record what came of it, tell who is to be told, act on that.
 
-Knows no protocol (``delivery.remote``) and no rule about failures (``delivery.policy``) or times (``delivery.retry``).
-For each message, in this order: claim; reserve room for the outcomes; attempt; record; then remove, defer or set aside.
+Knows no protocol (``delivery.remote``) and no rule about failures (``delivery.policy``), times (``delivery.retry``) or
+reports (``delivery.bounce``).  For each message, in this order: claim; reserve room for the outcomes; attempt; record;
+queue the reports; then remove, defer or set aside.
 
 The one window in which a message can go out twice: the server has taken it (``end of data`` was answered, or sent and
 not answered) and this process or the machine stops before the record.  A single transaction that makes all recipients
-final has the unlink as its record; the directory's fsync is grouped ([spool] sync), and until it a power cut undoes it.
+final has the unlink as its record.
 """
 
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NoReturn
 
 from minisend.address import qualify, split
 from minisend.config import Config
-from minisend.delivery import policy, retry, slots
+from minisend.delivery import bounce, policy, retry, slots
+from minisend.delivery.outgoing import Outgoing
 from minisend.delivery.policy import Verdict
 from minisend.delivery.remote import Content, Remote
-from minisend.delivery.route import NextHop, route
+from minisend.delivery.route import ERROR, NextHop, route
 from minisend.envelope import FAILED, Outcome
-from minisend.errors import MinisendError, SpoolError
+from minisend.errors import MinisendError, SpoolError, UsageError
 from minisend.log import Log, line
-from minisend.message.complete import complete, facts_for
-from minisend.message.header import HEADER_LIMIT
-from minisend.message.header import split as split_header
-from minisend.spool.record import EIGHT_BIT, BrokenRecord
+from minisend.smtp.session import DsnRequest
+from minisend.spool.record import BrokenRecord
 from minisend.spool.store import Entry, NoRoom, Place, Queue
+
+# RFC 5321 section 6.3: a message that has been through more servers than this goes in circles.
+_MOST_HOPS = 100
 
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """Which messages: what is due, or ``everything``, or ``ids``; of those only with a recipient in ``domain``."""
+    """Which messages: what is due, or ``everything``, or ``ids``; of those only the ones that match the rest.
+
+    ``domain``       of one of the waiting recipients
+    ``id_part``, ``sender_part``, ``recipient_part``  octets that occur in it, in any case (sendmail -qI, -qS, -qR)
+    """
 
     everything: bool = False
     ids: tuple[str, ...] = ()
     domain: bytes = b""
+    id_part: bytes = b""
+    sender_part: bytes = b""
+    recipient_part: bytes = b""
 
 
 @dataclass(slots=True)
 class Summary:
     """What a flush came to, in messages.
 
+    ``failed``   of those that are done with, the ones that not every recipient got
     ``skipped``  claimed by another process or gone meanwhile
     ``broken``   set aside or left alone because the file could not be read as a message
     """
@@ -67,12 +78,13 @@ def flush(
     selection: Selection,
     *,
     log: Log,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Summary:
-    """Attempt the selected messages once.
+    """Attempt the selected messages once, and the reports that come of it.
 
     ``progress``  called with (messages done, messages selected)
-    Raises SpoolError when the queue cannot be read at all, or its changes not be made durable.
+    Raises SpoolError when the queue cannot be read at all, or its changes not be made durable; UsageError for an id
+    that is not in the queue.
     """
     summary = Summary()
 
@@ -99,20 +111,14 @@ def flush(
         ):
             queue.sweep(time.time())
             places = _select(queue, config, selection)
+            run = _Run(config, selection, log, summary, queue, remote, places)
+            # Grows on the way by the reports: who sent a message waits for them.
             for done, place in enumerate(places):
-                if progress is not None:
-                    progress(done, len(places))
-                broken = summary.broken
-                entry = queue.claim(place)
-                if entry is None:
-                    summary.skipped += summary.broken == broken
-                    continue
-                with entry:
-                    _deliver(config, queue, entry, remote, selection, summary, log)
+                progress(done, len(places))
+                run.take(place)
             # Before the goodbyes, which a server can draw out.
             queue.sync()
-            if progress is not None:
-                progress(len(places), len(places))
+            progress(len(places), len(places))
     except OSError as exc:
         raise SpoolError(f"{config.spool.path}/queue: {exc.strerror}") from exc
     return summary
@@ -143,130 +149,241 @@ def _select(queue: Queue, config: Config, selection: Selection) -> list[Place]:
         for queue_id in selection.ids:
             place = queue.find(queue_id, "new", "cur")
             if place is None:
-                raise SpoolError(f"{queue_id}: not in the queue")
+                raise UsageError(f"{queue_id}: no such message waits in the queue")
             found.append(place)
         return found
-    if selection.everything or selection.domain:
-        return sorted(queue.places("new", "cur"), key=lambda place: (place.due, place.queue_id))
-    return queue.due(time.time(), config.spool.retry_max)
-
-
-def _deliver(
-    config: Config,
-    queue: Queue,
-    entry: Entry,
-    remote: Remote,
-    selection: Selection,
-    summary: Summary,
-    log: Log,
-) -> None:
-    if selection.domain and not _goes_to(entry, config, selection.domain):
-        return
-    summary.tried += 1
-    queue_id = entry.envelope.queue_id
-    try:
-        if entry.pending and _attempt(config, entry, remote, log):
-            summary.delivered += 1
-        elif entry.pending and _wait(config, entry, log):
-            summary.deferred += 1
-        elif entry.failed:
-            # Kept until somebody can be told of it: nothing is dropped.
-            entry.move_to("failed")
-            summary.failed += 1
-        else:
-            # All of it was delivered and recorded before, and only its removal is missing.
-            entry.remove()
-            summary.delivered += 1
-    except NoRoom as exc:
-        summary.deferred += 1
-        log.error(
-            line(queue_id, event="postponed", status="4.3.1", reason=f"no room for outcomes: {exc}")
-        )
-    except BrokenRecord as exc:
-        queue.set_aside(entry, str(exc))
-    except _NotRecorded as exc:
-        summary.deferred += 1
-        log.error(line(queue_id, event="held", status="4.3.0", reason=str(exc)))
-    except OSError as exc:
-        # Nothing was delivered that is not recorded: the message is as safe as it was.
-        summary.deferred += 1
-        log.error(
-            line(queue_id, event="postponed", status="4.3.0", reason=f"queue: {exc.strerror}")
-        )
+    if selection == Selection():
+        return queue.due(time.time(), config.spool.retry_max)
+    part = selection.id_part.lower()
+    return sorted(
+        (place for place in queue.places("new", "cur") if part in place.queue_id.encode().lower()),
+        key=lambda place: (place.due, place.queue_id),
+    )
 
 
 class _NotRecorded(Exception):
     """The disk did not take what an attempt came to: the message must not be attempted again unasked."""
 
 
-def _attempt(config: Config, entry: Entry, remote: Remote, log: Log) -> bool:
-    """One attempt for every pending recipient, recorded.  True when the message is delivered, and removed."""
-    groups = _groups(entry, config)
-    attempt = entry.attempts + 1
-    counts = False
-    for number, (hop, recipients) in enumerate(groups.items(), 1):
-        verdicts = _ask(config, entry, remote, hop, recipients, log)
-        # A fault of this machine says nothing about the server and does not advance the back-off.
-        counts = counts or any(verdict.scope != policy.LOCAL for verdict in verdicts)
-        outcomes = [verdict.outcome for verdict in verdicts]
-        for outcome in outcomes:
-            _log_outcome(log, entry, outcome, recipients[outcome.recipient])
-        done = number == len(groups) and _delivered([*entry.latest.values(), *outcomes])
-        try:
-            if not (done and _removed(entry, log)):
-                entry.record(outcomes, attempt if counts else entry.attempts)
-        except OSError as exc:
-            if any(map(_is_delivered, outcomes)):
-                _hold(entry, exc)
-            # An attempt in which nobody took the message may be made again.
-            raise
-        if done:
+@dataclass(slots=True)
+class _Run:
+    """One flush at work.  ``places`` is what it goes through, and what new reports are added to."""
+
+    config: Config
+    selection: Selection
+    log: Log
+    summary: Summary
+    queue: Queue
+    remote: Remote
+    places: list[Place]
+
+    def take(self, place: Place) -> None:
+        """Claim the message and deliver it, if it is one of the selected."""
+        broken = self.summary.broken
+        entry = self.queue.claim(place)
+        if entry is None:
+            self.summary.skipped += self.summary.broken == broken
+            return
+        with entry:
+            # A report was not selected: it came up.
+            if entry.envelope.uid < 0 or self._selected(entry):
+                self._deliver(entry)
+
+    def _selected(self, entry: Entry) -> bool:
+        selection = self.selection
+        if selection.sender_part.lower() not in entry.envelope.sender.lower():
+            return False
+        if not (selection.domain or selection.recipient_part):
             return True
-    return False
+        waiting = [self._address(entry, index).lower() for index in entry.pending]
+        if selection.domain:
+            waiting = [a for a in waiting if split(a)[1] == selection.domain.lower()]
+        return any(selection.recipient_part.lower() in address for address in waiting)
 
+    def _deliver(self, entry: Entry) -> None:
+        summary = self.summary
+        summary.tried += 1
+        failed_before = len(entry.failed)
+        try:
+            if entry.outcomes:
+                # What a crash kept from being told; who is to be told after this attempt is found below.
+                self._tell(entry, resumed=True)
+            if entry.pending and self._attempt(entry):
+                summary.delivered += 1
+                return
+            until = self._next_attempt(entry) if entry.pending else None
+            told = self._tell(entry, resumed=False)
+            if until is not None:
+                entry.defer(until)
+                summary.deferred += 1
+            elif told:
+                entry.remove()
+                if len(entry.failed) > failed_before:
+                    summary.failed += 1
+                else:
+                    summary.delivered += 1
+            else:
+                # Kept until somebody has looked: nothing is dropped.
+                entry.move_to("failed")
+                summary.failed += 1
+        except BrokenRecord as exc:
+            self.queue.set_aside(entry, str(exc))
+        except _NotRecorded as exc:
+            self._stays(entry, "held", "4.3.0", str(exc))
+        except NoRoom as exc:
+            self._stays(entry, "postponed", "4.3.1", f"no room for outcomes: {exc}")
+        except OSError as exc:
+            # Nothing was delivered that is not recorded: the message is as safe as it was.
+            self._stays(entry, "postponed", "4.3.0", f"queue: {exc.strerror}")
+        except SpoolError as exc:
+            self._stays(entry, "postponed", "4.3.0", str(exc))
 
-def _ask(
-    config: Config,
-    entry: Entry,
-    remote: Remote,
-    hop: NextHop,
-    recipients: dict[int, bytes],
-    log: Log,
-) -> list[Verdict]:
-    """One next hop's verdicts, with room on the disk for what they come to."""
-    # Here and not once for all hops: each record gives back what it did not need.
-    entry.reserve(len(recipients))
-    try:
-        content = _content(entry, config)
-        sender = entry.envelope.sender
-        if sender:
-            sender = qualify(sender, config.mail_domain.encode())
-        return remote.attempt(hop, sender, recipients, content)
-    except (BrokenRecord, OSError):
-        raise
-    except Exception as exc:  # noqa: BLE001 - a bug that one message meets must not keep the others waiting
-        import traceback
+    def _stays(self, entry: Entry, event: str, status: str, reason: str) -> None:
+        self.summary.deferred += 1
+        self.log.error(line(entry.envelope.queue_id, event=event, status=status, reason=reason))
 
-        trace = "".join(traceback.format_exception(exc))
-        log.error(line(entry.envelope.queue_id, event="bug", trace=trace))
-        bug = MinisendError(f"internal error, please report it: {type(exc).__name__}: {exc}")
-        return [policy.judge(index, bug, at=time.time()) for index in recipients]
+    def _attempt(self, entry: Entry) -> bool:
+        """One attempt for every pending recipient, recorded.  True when the message is delivered, and removed."""
+        groups = self._groups(entry)
+        attempt = entry.attempts + 1
+        counts = False
+        for number, (hop, recipients) in enumerate(groups.items(), 1):
+            verdicts = self._ask(entry, hop, recipients)
+            # A fault of this machine says nothing about the server and does not advance the back-off.
+            counts = counts or any(verdict.scope != policy.LOCAL for verdict in verdicts)
+            outcomes = [verdict.outcome for verdict in verdicts]
+            for outcome in outcomes:
+                self._log_outcome(entry, outcome)
+            done = (
+                number == len(groups)
+                and _delivered([*entry.latest.values(), *outcomes])
+                and not bounce.asks_for_success(entry.envelope)
+            )
+            try:
+                if not (done and self._removed(entry)):
+                    entry.record(outcomes, attempt if counts else entry.attempts)
+                    bounce.leave_success_to_next_hop(
+                        entry,
+                        [
+                            verdict.outcome.recipient
+                            for verdict in verdicts
+                            if verdict.reports and _is_delivered(verdict.outcome)
+                        ],
+                    )
+            except OSError as exc:
+                if any(map(_is_delivered, outcomes)):
+                    _hold(entry, exc)
+                # An attempt in which nobody took the message may be made again.
+                raise
+            if done:
+                return True
+        return False
 
+    def _ask(self, entry: Entry, hop: NextHop, recipients: dict[int, bytes]) -> list[Verdict]:
+        """One next hop's verdicts, with room on the disk for what they come to."""
+        # Here and not once for all hops: each record gives back what it did not need.
+        entry.reserve(len(recipients))
+        try:
+            outgoing = Outgoing(entry, self.config)
+            if entry.facts is None:
+                # The first attempt decides what it needs of the configuration.
+                entry.keep_facts(outgoing.facts)
+            if outgoing.hops > _MOST_HOPS:
+                loop = f"too many hops ({outgoing.hops} Received fields): a mail loop"
+                hop = NextHop(ERROR, loop, status="5.4.6")
+            sender = entry.envelope.sender
+            if sender:
+                sender = qualify(sender, self.config.mail_domain.encode())
+            return self.remote.attempt(hop, sender, recipients, _content(entry, outgoing))
+        except (BrokenRecord, OSError):
+            raise
+        except Exception as exc:  # noqa: BLE001 - a bug that one message meets must not keep the others waiting
+            import traceback
 
-def _removed(entry: Entry, log: Log) -> bool:
-    """Remove a message that all its recipients have; False when its outcome must be written down instead."""
-    try:
-        entry.remove()
-    except OSError as exc:
-        log.error(
+            trace = "".join(traceback.format_exception(exc))
+            self.log.error(line(entry.envelope.queue_id, event="bug", trace=trace))
+            bug = MinisendError(f"internal error, please report it: {type(exc).__name__}: {exc}")
+            return [policy.judge(index, bug, at=time.time()) for index in recipients]
+
+    def _removed(self, entry: Entry) -> bool:
+        """Remove a message that all its recipients have; False when its outcome must be written down instead."""
+        try:
+            entry.remove()
+        except OSError as exc:
+            reason = f"delivered, but its file cannot be removed: {exc.strerror}"
+            self.log.error(line(entry.envelope.queue_id, event="kept", reason=reason))
+            return False
+        return True
+
+    def _next_attempt(self, entry: Entry) -> float | None:
+        """When those who wait are tried again; None when their time is over: they have failed now, as is recorded."""
+        now = time.time()
+        spool = self.config.spool
+        until = retry.next_attempt(
+            entry.envelope.arrived,
+            entry.attempts,
+            now,
+            lifetime=spool.lifetime,
+            retry_min=spool.retry_min,
+            retry_max=spool.retry_max,
+            jitter=retry.jitter(entry.envelope.queue_id, entry.attempts),
+        )
+        if until is None:
+            outcomes = [policy.expired(entry.latest[index], now) for index in entry.pending]
+            for outcome in outcomes:
+                self._log_outcome(entry, outcome)
+            entry.record(outcomes, entry.attempts)
+        return until
+
+    def _tell(self, entry: Entry, *, resumed: bool) -> bool:
+        """Queue the reports that are due; False when there is a failure that can be told to nobody."""
+        now = time.time()
+        told = True
+        for report in bounce.reports(entry, self.config, now, resumed=resumed):
+            if not bounce.queue_report(
+                self.queue, entry, report, self.config, now, resumed=resumed
+            ):
+                told = False
+                continue
+            self.places.append(Place("new", report.queue_id))
+            self.log.info(
+                line(
+                    entry.envelope.queue_id,
+                    event=f"{report.event} report",
+                    to=report.to or b"",
+                    report=report.queue_id,
+                )
+            )
+        return told
+
+    def _groups(self, entry: Entry) -> dict[NextHop, dict[int, bytes]]:
+        """The pending recipients by next hop: index → qualified address."""
+        groups: dict[NextHop, dict[int, bytes]] = {}
+        for index in entry.pending:
+            address = self._address(entry, index)
+            groups.setdefault(route(address, self.config), {})[index] = address
+        return groups
+
+    def _address(self, entry: Entry, index: int) -> bytes:
+        return qualify(entry.envelope.recipients[index].address, self.config.mail_domain.encode())
+
+    def _log_outcome(self, entry: Entry, outcome: Outcome) -> None:
+        write = self.log.info if _is_delivered(outcome) else self.log.warning
+        addresses = {
+            "from": entry.envelope.sender,
+            "to": self._address(entry, outcome.recipient),
+        }
+        write(
             line(
                 entry.envelope.queue_id,
-                event="kept",
-                reason=f"delivered, but its file cannot be removed: {exc.strerror}",
+                **addresses,
+                relay=outcome.remote_mta or "none",
+                delay=f"{outcome.at - entry.envelope.arrived:.2f}",
+                dsn=outcome.status,
+                status=outcome.action,
+                reason=outcome.reason,
             )
         )
-        return False
-    return True
 
 
 def _is_delivered(outcome: Outcome) -> bool:
@@ -290,82 +407,17 @@ def _hold(entry: Entry, why: OSError) -> NoReturn:
     raise _NotRecorded(text) from why
 
 
-def _wait(config: Config, entry: Entry, log: Log) -> bool:
-    """Defer the message to its next attempt; False when its time is over and its recipients have failed."""
-    now = time.time()
-    spool = config.spool
-    until = retry.next_attempt(
-        entry.envelope.arrived,
-        entry.attempts,
-        now,
-        lifetime=spool.lifetime,
-        retry_min=spool.retry_min,
-        retry_max=spool.retry_max,
-        jitter=retry.jitter(entry.envelope.queue_id, entry.attempts),
-    )
-    if until is not None:
-        entry.defer(until)
-        return True
-    outcomes = [policy.expired(entry.latest[index], now) for index in entry.pending]
-    for outcome in outcomes:
-        _log_outcome(log, entry, outcome, _address(entry, config, outcome.recipient))
-    entry.record(outcomes, entry.attempts)
-    return False
-
-
-def _log_outcome(log: Log, entry: Entry, outcome: Outcome, address: bytes) -> None:
-    write = log.info if _is_delivered(outcome) else log.warning
-    write(
-        line(
-            entry.envelope.queue_id,
-            **{"from": entry.envelope.sender, "to": address},
-            relay=outcome.remote_mta or "none",
-            delay=f"{outcome.at - entry.envelope.arrived:.2f}",
-            dsn=outcome.status,
-            status=outcome.action,
-            reason=outcome.reason,
-        )
-    )
-
-
-def _groups(entry: Entry, config: Config) -> dict[NextHop, dict[int, bytes]]:
-    """The pending recipients by next hop: index → qualified address."""
-    groups: dict[NextHop, dict[int, bytes]] = {}
-    for index in entry.pending:
-        address = _address(entry, config, index)
-        groups.setdefault(route(address, config), {})[index] = address
-    return groups
-
-
-def _address(entry: Entry, config: Config, index: int) -> bytes:
-    return qualify(entry.envelope.recipients[index].address, config.mail_domain.encode())
-
-
-def _goes_to(entry: Entry, config: Config, domain: bytes) -> bool:
-    return any(
-        split(_address(entry, config, index))[1].lower() == domain.lower()
-        for index in entry.pending
-    )
-
-
-def _content(entry: Entry, config: Config) -> Content:
-    """The message as it goes out; the first attempt decides, and keeps, what it needs of the configuration."""
-    facts = entry.facts or entry.keep_facts(
-        facts_for(entry.envelope, config.hostname.encode(), config.mail_domain.encode())
-    )
-    first = entry.first_octets(HEADER_LIMIT + 4096)
-    header = split_header(first, complete=len(first) == entry.size)
-    top = complete(header, entry.envelope, facts)
-    offset = header.body
-
-    def octets() -> Iterator[bytes]:
-        yield top
-        yield from entry.verified_octets(first, offset)
-
-    # RFC 1870 section 6.1.2: an estimate is enough, as near as it can be had without reading the message.
-    body_lines = max(entry.trailer.lines - first.count(b"\n", 0, offset), 0)
+def _content(entry: Entry, outgoing: Outgoing) -> Content:
+    envelope = entry.envelope
     return Content(
-        octets,
-        size=len(top) + top.count(b"\n") + entry.size - offset + body_lines,
-        eight_bit=EIGHT_BIT in entry.trailer.flags or not top.isascii(),
+        outgoing.octets,
+        size=outgoing.wire_size,
+        eight_bit=outgoing.eight_bit,
+        ret=envelope.ret,
+        envid=envelope.envid,
+        dsn={
+            index: DsnRequest(recipient.notify, recipient.original)
+            for index, recipient in enumerate(envelope.recipients)
+            if recipient.notify or recipient.original
+        },
     )

@@ -44,7 +44,7 @@ from dataclasses import dataclass
 from itertools import chain, groupby, zip_longest
 from typing import TYPE_CHECKING, TypeVar
 
-from minisend.delivery.route import SMARTHOST, NextHop
+from minisend.delivery.route import ERROR, SMARTHOST, NextHop
 from minisend.errors import MinisendError
 
 if TYPE_CHECKING:
@@ -221,6 +221,8 @@ def targets(
     ``shuffle``  puts MX hosts of equal preference into a new order, in place (RFC 5321 section 5.1)
     ``is_own``   tells an address of this machine, ``is_own_address`` unless given
     """
+    if next_hop.kind == ERROR:
+        raise Unroutable(next_hop.name, next_hop.status)
     if next_hop.kind == SMARTHOST and config.smarthost is not None:
         return _smarthost_targets(config.smarthost)
     return _mx_targets(next_hop.domain, config, resolver, shuffle, is_own or is_own_address)

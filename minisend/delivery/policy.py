@@ -38,7 +38,7 @@ else "the class is all we know": X.0.0 (RFC 3463 section 3.1).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from minisend.delivery.mx import Unroutable
 from minisend.envelope import DELAYED, FAILED, RELAYED, Outcome
@@ -123,11 +123,13 @@ class Verdict:
                  AGAIN: the same server, in another transaction
     ``scope``    whom the failure concerns: LOCAL this machine (does not advance back-off), SITE the server, so
                  every message for it; MESSAGE; RECIPIENT
+    ``reports``  the server offers DSN: of a success it tells the sender itself (RFC 3461 section 5.2.1)
     """
 
     outcome: Outcome
     then: str
     scope: str
+    reports: bool = False
 
     def after(self, earlier: Verdict | None) -> Verdict:
         """The one of the two that stands for the attempt: this, the later one.
@@ -136,7 +138,7 @@ class Verdict:
         on the IPv4 address is what the sender has to know, and what counts.
         """
         if earlier is not None and self.scope == LOCAL and earlier.scope != LOCAL:
-            return Verdict(earlier.outcome, self.then, earlier.scope)
+            return Verdict(earlier.outcome, self.then, earlier.scope, earlier.reports)
         return self
 
 
@@ -146,14 +148,19 @@ def judge_transaction(
     *,
     remote_mta: str,
     at: float,
+    reports: bool = False,
 ) -> list[Verdict]:
     """A verdict for each result of ``Session.send``, in order.
 
     ``recipients``  their indexes into ``Envelope.recipients``; ``remote_mta``, ``at`` as in ``Outcome``
+    ``reports``     the server offers DSN
     """
     others_accepted = any(_phase(result) in (DATA, END_OF_DATA) for result in results)
     return [
-        judge(recipient, result, remote_mta=remote_mta, at=at, others_accepted=others_accepted)
+        replace(
+            judge(recipient, result, remote_mta=remote_mta, at=at, others_accepted=others_accepted),
+            reports=reports,
+        )
         for recipient, result in zip(recipients, results, strict=True)
     ]
 

@@ -7,8 +7,8 @@ queue file is known here.
 
 import os
 import time
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 
 from minisend.config import Config
 from minisend.delivery import mx, policy, tls
@@ -17,9 +17,12 @@ from minisend.delivery.policy import Verdict
 from minisend.delivery.route import SMARTHOST, NextHop
 from minisend.delivery.secrets import credentials
 from minisend.errors import ConfigError, LocalProtocolError, MinisendError
-from minisend.smtp.session import Deadlines, Session
+from minisend.smtp.session import Deadlines, DsnRequest, Session
 from minisend.smtp.stream import HandshakeError, connect
 
+# RFC 5321 section 4.5.3.1.8: every server takes as many recipients in one transaction.
+_RECIPIENTS = 100
+_NO_REQUEST = DsnRequest()
 # Sessions kept open at a time; the one unused for longest is closed for a further one.
 _KEPT_SESSIONS = 10
 
@@ -31,11 +34,15 @@ class Content:
     ``octets``     gives the message anew at each call, any line ends
     ``size``       octets with CRLF line ends, as near as is known
     ``eight_bit``  it has octets above 127
+    ``ret``, ``envid``, ``dsn``  what its sender asked for (RFC 3461); ``dsn`` by index of the recipient
     """
 
     octets: Callable[[], Iterable[bytes]]
     size: int
     eight_bit: bool
+    ret: str = ""
+    envid: str = ""
+    dsn: Mapping[int, DsnRequest] = field(default_factory=dict)
 
 
 class Remote:
@@ -178,22 +185,31 @@ class Remote:
         latest: dict[int, Verdict],
     ) -> None:
         """Send to as many of ``waiting`` as this server takes; what is settled leaves ``waiting``."""
-        again = True
-        while again and waiting and session.usable:
-            indexes = list(waiting)
+        todo = list(waiting)
+        while todo and session.usable:
+            limit = session.extensions.rcpt_max or _RECIPIENTS
+            batch, todo = todo[:limit], todo[limit:]
             results = session.send(
                 sender,
-                [waiting[index] for index in indexes],
+                [waiting[index] for index in batch],
                 content.octets(),
                 size=content.size,
                 eight_bit=content.eight_bit,
+                ret=content.ret,
+                envid=content.envid,
+                dsn=[content.dsn.get(index, _NO_REQUEST) for index in batch],
             )
             verdicts = policy.judge_transaction(
-                indexes, results, remote_mta=target.remote_mta, at=time.time()
+                batch,
+                results,
+                remote_mta=target.remote_mta,
+                at=time.time(),
+                reports=session.extensions.dsn,
             )
             _settle(waiting, latest, verdicts)
             # Only while each transaction settles somebody: a server may take some recipients and then no message.
-            again = len(waiting) < len(indexes) and any(v.then == policy.AGAIN for v in verdicts)
+            if any(index not in waiting for index in batch):
+                todo = [v.outcome.recipient for v in verdicts if v.then == policy.AGAIN] + todo
         self._keep(hop, target, session)
 
     def _keep(self, hop: NextHop, target: Target, session: Session) -> None:

@@ -53,6 +53,8 @@ def submit(options: Options, config_file: str | None) -> int:
         message = until_dot(message)
     if options.from_headers:
         message = _take_header_recipients(envelope, message)
+    for recipient in envelope.recipients:
+        recipient.notify = options.notify
     hand_over(facts, envelope, _then_ignoring(signals, message))
     start_delivery(options, facts.file and config_file, envelope.queue_id)
     return 0

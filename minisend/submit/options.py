@@ -52,7 +52,10 @@ _LETTERS = {
 }
 
 # -b<x>: what the program is asked to be
-MODES = {"m": "submit", "s": "smtp", "p": "mailq", "i": "newaliases"}
+MODES = {"m": "submit", "s": "smtp", "v": "verify", "p": "mailq", "i": "newaliases"}
+
+# -q<x>: which part of a message is compared, by its name in delivery.flush.Selection
+_PARTS = {"I": "id_part", "R": "recipient_part", "S": "sender_part"}
 
 # -od<x> and -O DeliveryMode=<x...>; "d" (deferred) postpones even look-ups, which for us is queueing only
 DELIVERY = {"b": "background", "i": "interactive", "q": "queue", "d": "queue"}
@@ -61,12 +64,13 @@ DELIVERY = {"b": "background", "i": "interactive", "q": "queue", "d": "queue"}
 class Options:
     """What the command line asked for.
 
-    ``mode``        "submit" | "smtp" | "mailq" | "newaliases" | "flush" | "help" | "version"
+    ``mode``        "submit" | "smtp" | "verify" | "mailq" | "newaliases" | "flush" | "help" | "version"
+    ``parts``       of -qI, -qR and -qS: (name in ``delivery.flush.Selection``, text)
     ``sender``      value of the last -f or -r, "" for the null reverse-path, None when not given
     ``full_name``   value of -F, None when not given
     ``from_headers``, ``dot_is_data``, ``verbose``  flags -t, -i, -v
     ``delivery``    "background" | "interactive" | "queue"
-    ``body``, ``notify``, ``ret``, ``envid``  values of -B, -N, -R, -V, "" when not given
+    ``body``, ``notify``, ``ret``, ``envid``  values of -B, -N, -R, -V as SMTP spells them, "" when not given
     ``errors``      letter of -e or -oe, "" when not given
     ``words``       what follows the options
     """
@@ -81,6 +85,7 @@ class Options:
         "full_name",
         "mode",
         "notify",
+        "parts",
         "ret",
         "sender",
         "verbose",
@@ -100,6 +105,7 @@ class Options:
         self.ret = ""
         self.envid = ""
         self.errors = ""
+        self.parts: list[tuple[str, str]] = []
         self.words: list[str] = []
 
 
@@ -145,16 +151,15 @@ def _set(options: Options, attribute: str, value: str) -> None:
         setattr(options, attribute, True)
     elif attribute == "mode":
         if value not in MODES:
-            raise UsageError(f"option -b{value}: not supported")
+            raise UsageError(f"option -b{value}: this program has no such mode")
         options.mode = MODES[value]
     elif attribute == "newaliases":
         options.mode = "newaliases"
     elif attribute == "queue_run":
-        if value:
-            raise UsageError(
-                f"option -q{value}: only -q, which flushes the queue once, is supported"
-            )
         options.mode = "flush"
+        _set_queue_run(options, value)
+    elif attribute in _CHECKED:
+        setattr(options, attribute, _CHECKED[attribute](value))
     elif attribute == "short_option":
         _set_short(options, value)
     elif attribute == "long_option":
@@ -163,6 +168,42 @@ def _set(options: Options, attribute: str, value: str) -> None:
             options.delivery = DELIVERY.get(rest.strip()[:1].lower(), options.delivery)
     elif attribute:
         setattr(options, attribute, value)
+
+
+def _set_queue_run(options: Options, value: str) -> None:
+    """-q once, in the foreground or not; with I, R or S only what has this in its id, a recipient or the sender."""
+    if value[:1] in _PARTS and value[1:]:
+        options.parts.append((_PARTS[value[:1]], value[1:]))
+    elif value not in ("", "f"):
+        raise UsageError(f"option -q{value}: there is no daemon here that would run at intervals")
+
+
+def _body(value: str) -> str:
+    """An unknown -B is no reason to refuse a message: what its octets are is seen."""
+    return value.upper() if value.upper() in ("7BIT", "8BITMIME") else ""
+
+
+def _notify(value: str) -> str:
+    words = value.upper().split(",")
+    if words != ["NEVER"] and not set(words) <= {"SUCCESS", "FAILURE", "DELAY"}:
+        raise UsageError(f"option -N {value}: expected never, or some of success, failure, delay")
+    return ",".join(dict.fromkeys(words))
+
+
+def _ret(value: str) -> str:
+    if value.upper() not in ("FULL", "HDRS"):
+        raise UsageError(f"option -R {value}: expected full or hdrs")
+    return value.upper()
+
+
+def _envid(value: str) -> str:
+    # RFC 3461 section 4.4
+    if len(value) > 100 or not (value.isascii() and value.isprintable()):
+        raise UsageError("option -V: expected at most 100 printable ASCII characters")
+    return value
+
+
+_CHECKED = {"body": _body, "notify": _notify, "ret": _ret, "envid": _envid}
 
 
 def _set_short(options: Options, value: str) -> None:
@@ -178,8 +219,9 @@ def _set_short(options: Options, value: str) -> None:
 USAGE = """\
 usage: sendmail [-C FILE] [-t] [-i] [-f SENDER] [-F NAME] [-od b|i|q] [--] [RECIPIENT ...] < message
        sendmail -bs    speak SMTP on standard input and output
+       sendmail -bv    ADDRESS ...: show where mail to them would go
        sendmail -bp    list the queue
-       sendmail -q     deliver what is queued
+       sendmail -q     deliver what is queued; -qI ID, -qR RECIPIENT, -qS SENDER: that only (parts of them do)
        sendmail -bi    for compatibility: there is no alias database to build
 See sendmail(8).
 """

@@ -55,7 +55,7 @@ def test_the_envelope(sendmail):
     assert (envelope.full_name, envelope.body, envelope.ret, envelope.envid) == (
         b"A Name",
         "8BITMIME",
-        "hdrs",
+        "HDRS",
         "id",
     )
     assert (envelope.uid, envelope.from_headers) == (os.getuid(), False)

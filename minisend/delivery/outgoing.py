@@ -1,0 +1,62 @@
+"""A queue entry as the message that goes out: its header completed, its body as it came.
+
+The one place where ``message.complete`` meets the store, for an attempt and for the report that returns the message.
+"""
+
+from collections.abc import Iterator
+
+from minisend.config import Config
+from minisend.envelope import Facts
+from minisend.message.complete import complete, facts_for
+from minisend.message.header import HEADER_LIMIT, find
+from minisend.message.header import split as split_header
+from minisend.spool.record import EIGHT_BIT
+from minisend.spool.store import Entry
+
+
+class Outgoing:
+    """A message as every attempt and its report show it.
+
+    ``facts``      those that the entry keeps, or those of a first attempt made now
+    ``header``     octets, LF line ends, with the empty line that ends it
+    ``body_size``  octets of the body as it came
+    ``wire_size``  octets with CRLF line ends, as near as is known without reading the message (RFC 1870 section 6.1.2)
+    ``eight_bit``  it has octets above 127
+    ``hops``       Received fields that the message came with
+    """
+
+    __slots__ = (
+        "_entry",
+        "_first",
+        "_offset",
+        "body_size",
+        "eight_bit",
+        "facts",
+        "header",
+        "hops",
+        "wire_size",
+    )
+
+    def __init__(self, entry: Entry, config: Config) -> None:
+        self._entry = entry
+        self.facts: Facts = entry.facts or facts_for(
+            entry.envelope, config.hostname.encode(), config.mail_domain.encode()
+        )
+        self._first = entry.first_octets(HEADER_LIMIT + 4096)
+        header = split_header(self._first, complete=len(self._first) == entry.size)
+        self._offset = header.body
+        self.hops = len(find(header.fields, b"received"))
+        self.header = complete(header, entry.envelope, self.facts)
+        self.body_size = entry.size - header.body
+        body_lines = max(entry.trailer.lines - self._first.count(b"\n", 0, header.body), 0)
+        self.wire_size = len(self.header) + self.header.count(b"\n") + self.body_size + body_lines
+        self.eight_bit = EIGHT_BIT in entry.trailer.flags or not self.header.isascii()
+
+    def body(self) -> Iterator[bytes]:
+        """The body in pieces, any line ends.  Raises BrokenRecord before its last piece when it is not as it was written."""
+        return self._entry.verified_octets(self._first, self._offset)
+
+    def octets(self) -> Iterator[bytes]:
+        """Header and body; raises as ``body``."""
+        yield self.header
+        yield from self.body()
