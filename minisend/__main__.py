@@ -11,7 +11,7 @@ if not __package__:
     # Run by path (python3 -I .../minisend/__main__.py): the package is the directory this file lies in.
     sys.path.insert(0, __file__.rpartition("/")[0].rpartition("/")[0] or "/")
 
-from minisend.errors import MinisendError, UsageError
+from minisend.errors import MinisendError, SystemFault, UsageError
 
 FACES = ("sendmail", "mailq", "newaliases", "minisend")
 
@@ -29,9 +29,15 @@ def main() -> int:
         number = exc.args[0] if exc.args else 2  # SIGINT, from the interpreter's own handler
         _complain(face, f"stopped by signal {number:d}")
         code = 128 + number
+    except MemoryError:
+        code = -1
     except Exception as exc:  # noqa: BLE001 - the last resort: a bug ends in a line and EX_SOFTWARE, not in a traceback
         _report_bug(face, exc)
         code = MinisendError.exit_code
+    if code == -1:
+        # Only here is what filled the memory free again.
+        _complain(face, "not enough memory")
+        code = SystemFault.exit_code
     return code
 
 
@@ -117,12 +123,21 @@ def _sendmail(arguments: list[str], config_file: str | None) -> int:
 
         return verify(options.words, config_file)
     if options.mode == "help":
-        posix.write(1, table.USAGE.encode())
+        _print(table.USAGE)
     elif options.mode == "version":
         from minisend import __version__
 
-        posix.write(1, f"minisend {__version__}\n".encode())
+        _print(f"minisend {__version__}\n")
     return 0
+
+
+def _print(text: str) -> None:
+    from minisend.admin.terminal import write
+
+    try:
+        write(1, text)
+    except BrokenPipeError:
+        pass  # who asked has seen enough
 
 
 def _mailq(config_file: str | None) -> int:

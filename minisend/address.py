@@ -162,9 +162,16 @@ def parse_list(value: bytes) -> list[Mailbox]:
 def parse_recipients(argument: bytes) -> list[bytes]:
     """The addresses that one command-line argument names, in order; never none.
 
-    ``a@b``, ``<a@b>``, ``Name <a@b>``, ``a, b``: all that ``parse_list`` reads.  Raises
-    ``AddressError``, also when the argument names nobody.
+    ``a@b``, ``<a@b>``, ``Name <a@b>``, ``a, b``: all that ``parse_list`` reads, and the ``<a@b,c@d>`` of
+    rmail, which puts its brackets around whatever UUCP gave it.  Raises ``AddressError``, also when the
+    argument names nobody.
     """
+    text = argument.strip()
+    inner = text[1:-1]
+    # No source route, no literal, nothing quoted, no comment, no other brackets: a plain list.
+    plain = inner.translate(None, b'<>()[]:"\\') == inner
+    if plain and b"," in inner and text == b"<%b>" % inner:
+        argument = inner
     mailboxes = parse_list(argument)
     if not mailboxes:
         raise AddressError(argument, "no address")
@@ -237,10 +244,10 @@ def check(address: bytes) -> None:
 
 
 def split(address: bytes) -> tuple[bytes, bytes]:
-    """Local part (quotes kept) and domain, cut at the last ``@`` outside quotes; a bare name has ``b""``."""
-    local, at, domain = address.rpartition(b"@")
-    # A domain holds no quote: if one follows, the @ stands inside a quoted name without domain.
-    return (local, domain) if at and b'"' not in domain else (address, b"")
+    """Local part (quotes kept) and domain, cut at the first ``@`` outside quotes; a bare name has ``b""``."""
+    # Unquoted, a local part holds no @; an address literal may hold both @ and a quote.
+    at = address.find(b"@", _quoted_end(address, 0) if address.startswith(b'"') else 0)
+    return (address[:at], address[at + 1 :]) if at >= 0 else (address, b"")
 
 
 def qualify(address: bytes, domain: bytes) -> bytes:
@@ -298,6 +305,11 @@ def quote_local(local: bytes) -> bytes:
     return local
 
 
+def one_line(name: bytes) -> bytes:
+    """A display name without line ends: each run of white space and control characters is one space, none at the ends."""
+    return b" ".join(name.translate(_CONTROLS_TO_SPACE).split())
+
+
 def quote_phrase(name: bytes) -> bytes:
     """A display name as it stands before ``<``: plain words, a quoted string, or encoded words.
 
@@ -305,7 +317,7 @@ def quote_phrase(name: bytes) -> bytes:
     add a header line.  A name with octets above 127 becomes RFC 2047 encoded words: UTF-8 if it
     is that, else ISO-8859-1; several are folded with LF SP.  ``b""`` for a name of nothing.
     """
-    name = b" ".join(name.translate(_CONTROLS_TO_SPACE).split())
+    name = one_line(name)
     if not name.isascii() or len(name) > _QUOTED_NAME_LIMIT:
         return _encoded_words(name)
     if name.translate(None, _ATEXT + b" "):

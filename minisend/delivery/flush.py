@@ -112,10 +112,11 @@ def flush(
             queue.sweep(time.time())
             places = _select(queue, config, selection)
             run = _Run(config, selection, log, summary, queue, remote, places)
+            selected = len(places)
             # Grows on the way by the reports: who sent a message waits for them.
             for done, place in enumerate(places):
                 progress(done, len(places))
-                run.take(place)
+                run.take(place, came_up=done >= selected)
             # Before the goodbyes, which a server can draw out.
             queue.sync()
             progress(len(places), len(places))
@@ -177,16 +178,17 @@ class _Run:
     remote: Remote
     places: list[Place]
 
-    def take(self, place: Place) -> None:
-        """Claim the message and deliver it, if it is one of the selected."""
+    def take(self, place: Place, *, came_up: bool) -> None:
+        """Claim the message and deliver it, if it is one of the selected or a report that this run has queued."""
         broken = self.summary.broken
         entry = self.queue.claim(place)
         if entry is None:
-            self.summary.skipped += self.summary.broken == broken
+            # A report from before a crash has been one of the selected itself, or waits for its own time.
+            if not came_up:
+                self.summary.skipped += self.summary.broken == broken
             return
         with entry:
-            # A report was not selected: it came up.
-            if entry.envelope.uid < 0 or self._selected(entry):
+            if came_up or self._selected(entry):
                 self._deliver(entry)
 
     def _selected(self, entry: Entry) -> bool:
@@ -203,7 +205,6 @@ class _Run:
     def _deliver(self, entry: Entry) -> None:
         summary = self.summary
         summary.tried += 1
-        failed_before = len(entry.failed)
         try:
             if entry.outcomes:
                 # What a crash kept from being told; who is to be told after this attempt is found below.
@@ -218,7 +219,7 @@ class _Run:
                 summary.deferred += 1
             elif told:
                 entry.remove()
-                if len(entry.failed) > failed_before:
+                if entry.failed:
                     summary.failed += 1
                 else:
                     summary.delivered += 1
@@ -237,6 +238,8 @@ class _Run:
             self._stays(entry, "postponed", "4.3.0", f"queue: {exc.strerror}")
         except SpoolError as exc:
             self._stays(entry, "postponed", "4.3.0", str(exc))
+        except Exception as exc:  # noqa: BLE001 - a bug that one message meets must not keep the others waiting
+            self._stays(entry, "postponed", "4.3.0", str(self._bug(entry, exc)))
 
     def _stays(self, entry: Entry, event: str, status: str, reason: str) -> None:
         self.summary.deferred += 1
@@ -259,17 +262,10 @@ class _Run:
                 and _delivered([*entry.latest.values(), *outcomes])
                 and not bounce.asks_for_success(entry.envelope)
             )
+            if done and self._removed(entry):
+                return True
             try:
-                if not (done and self._removed(entry)):
-                    entry.record(outcomes, attempt if counts else entry.attempts)
-                    bounce.leave_success_to_next_hop(
-                        entry,
-                        [
-                            verdict.outcome.recipient
-                            for verdict in verdicts
-                            if verdict.reports and _is_delivered(verdict.outcome)
-                        ],
-                    )
+                entry.record(outcomes, attempt if counts else entry.attempts)
             except OSError as exc:
                 if any(map(_is_delivered, outcomes)):
                     _hold(entry, exc)
@@ -277,6 +273,14 @@ class _Run:
                 raise
             if done:
                 return True
+            bounce.leave_success_to_next_hop(
+                entry,
+                [
+                    verdict.outcome.recipient
+                    for verdict in verdicts
+                    if verdict.reports and _is_delivered(verdict.outcome)
+                ],
+            )
         return False
 
     def _ask(self, entry: Entry, hop: NextHop, recipients: dict[int, bytes]) -> list[Verdict]:
@@ -291,19 +295,21 @@ class _Run:
             if outgoing.hops > _MOST_HOPS:
                 loop = f"too many hops ({outgoing.hops} Received fields): a mail loop"
                 hop = NextHop(ERROR, loop, status="5.4.6")
-            sender = entry.envelope.sender
-            if sender:
-                sender = qualify(sender, self.config.mail_domain.encode())
+            sender = self._qualified(entry, entry.envelope.sender)
             return self.remote.attempt(hop, sender, recipients, _content(entry, outgoing))
         except (BrokenRecord, OSError):
             raise
-        except Exception as exc:  # noqa: BLE001 - a bug that one message meets must not keep the others waiting
-            import traceback
-
-            trace = "".join(traceback.format_exception(exc))
-            self.log.error(line(entry.envelope.queue_id, event="bug", trace=trace))
-            bug = MinisendError(f"internal error, please report it: {type(exc).__name__}: {exc}")
+        except Exception as exc:  # noqa: BLE001 - as any failure it waits longer each time
+            bug = self._bug(entry, exc)
             return [policy.judge(index, bug, at=time.time()) for index in recipients]
+
+    def _bug(self, entry: Entry, exc: Exception) -> MinisendError:
+        """What nobody has foreseen, logged with its traceback."""
+        import traceback
+
+        trace = "".join(traceback.format_exception(exc))
+        self.log.error(line(entry.envelope.queue_id, event="bug", trace=trace))
+        return MinisendError(f"internal error, please report it: {type(exc).__name__}: {exc}")
 
     def _removed(self, entry: Entry) -> bool:
         """Remove a message that all its recipients have; False when its outcome must be written down instead."""
@@ -365,7 +371,12 @@ class _Run:
         return groups
 
     def _address(self, entry: Entry, index: int) -> bytes:
-        return qualify(entry.envelope.recipients[index].address, self.config.mail_domain.encode())
+        return self._qualified(entry, entry.envelope.recipients[index].address)
+
+    def _qualified(self, entry: Entry, address: bytes) -> bytes:
+        """With the domain that the first attempt used: the header has it, and a report will."""
+        domain = entry.facts.mail_domain if entry.facts else self.config.mail_domain.encode()
+        return qualify(address, domain)
 
     def _log_outcome(self, entry: Entry, outcome: Outcome) -> None:
         write = self.log.info if _is_delivered(outcome) else self.log.warning

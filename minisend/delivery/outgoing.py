@@ -20,7 +20,8 @@ class Outgoing:
     ``facts``      those that the entry keeps, or those of a first attempt made now
     ``header``     octets, LF line ends, with the empty line that ends it
     ``body_size``  octets of the body as it came
-    ``wire_size``  octets with CRLF line ends, as near as is known without reading the message (RFC 1870 section 6.1.2)
+    ``wire_size``  octets with CRLF line ends; of a message over 1 MiB an estimate, its line ends not counted
+                   (RFC 1870 section 6.1.2)
     ``eight_bit``  it has octets above 127
     ``hops``       Received fields that the message came with
     """
@@ -48,8 +49,12 @@ class Outgoing:
         self.hops = len(find(header.fields, b"received"))
         self.header = complete(header, entry.envelope, self.facts)
         self.body_size = entry.size - header.body
-        body_lines = max(entry.trailer.lines - self._first.count(b"\n", 0, header.body), 0)
-        self.wire_size = len(self.header) + self.header.count(b"\n") + self.body_size + body_lines
+        self.wire_size = len(self.header) + self.header.count(b"\n") + self.body_size
+        if len(self._first) == entry.size:
+            # Each LF, CR or CR LF becomes two octets.
+            at = header.body
+            feeds, returns = self._first.count(b"\n", at), self._first.count(b"\r", at)
+            self.wire_size += feeds + returns - 2 * self._first.count(b"\r\n", at)
         self.eight_bit = EIGHT_BIT in entry.trailer.flags or not self.header.isascii()
 
     def body(self) -> Iterator[bytes]:

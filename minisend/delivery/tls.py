@@ -28,6 +28,13 @@ if TYPE_CHECKING:
 NONE = "none"
 OPPORTUNISTIC = "opportunistic"
 _DEFAULT_MIN_VERSION = "1.2"  # RFC 8996
+_OPENSSL_VARIABLES = (
+    "OPENSSL_CONF",
+    "OPENSSL_ENGINES",
+    "OPENSSL_MODULES",
+    "SSL_CERT_DIR",
+    "SSL_CERT_FILE",
+)
 
 
 def smarthost_context(smarthost: Smarthost) -> ssl.SSLContext | None:
@@ -69,6 +76,11 @@ def _context(
     verify: bool, ca_file: str, stamp: tuple[int, ...], min_version: str
 ) -> ssl.SSLContext:
     """``ca_file`` "" means the system's authorities; ``stamp`` only tells one file from its successor."""
+    if os.geteuid() == 0:
+        # A configuration of OpenSSL can load code, and its certificates decide whom we trust: root takes neither from
+        # the environment of whoever called.
+        for name in _OPENSSL_VARIABLES:
+            os.environ.pop(name, None)
     import ssl
 
     if verify:

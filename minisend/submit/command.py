@@ -9,7 +9,7 @@ import posix
 import sys
 import time
 
-from minisend.address import check, parse_recipients, parse_sender, quote_local
+from minisend.address import check, one_line, parse_recipients, parse_sender, quote_local, split
 from minisend.config import submission_facts
 from minisend.envelope import Envelope, Recipient
 from minisend.errors import DataError, UsageError
@@ -125,8 +125,8 @@ def each_once(recipients: list[Recipient]) -> list[Recipient]:
     seen: dict[tuple[bytes, bytes], Recipient] = {}
     for recipient in recipients:
         check(recipient.address)
-        local, at, domain = recipient.address.rpartition(b"@")
-        seen.setdefault((local + at, domain.lower() if at else domain), recipient)
+        local, domain = split(recipient.address)
+        seen.setdefault((local, domain.lower()), recipient)
     return list(seen.values())
 
 
@@ -140,9 +140,10 @@ def _sender(value: str | None) -> bytes | None:
 
 
 def _full_name(options: Options, account: bytes) -> bytes:
+    """From -F, the environment or the account, on one line: none of them may add a line to anything."""
     if options.full_name is not None:
-        return _octets(options.full_name)
-    return posix.environ.get(b"NAME", b"") or account
+        return one_line(_octets(options.full_name))
+    return one_line(posix.environ.get(b"NAME", b"")) or one_line(account)
 
 
 def _octets(text: str) -> bytes:

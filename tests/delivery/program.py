@@ -13,18 +13,22 @@ class Program:
     """One installation in ``directory``.
 
     ``settings``  the configuration file but for [spool] and the names; it can be written anew with ``configure``
+    ``admin``     who gets what no sender can be told
     """
 
-    def __init__(self, directory: Path, settings: str, *, retry_min: str = "5m") -> None:
+    def __init__(
+        self, directory: Path, settings: str, *, retry_min: str = "5m", admin: str = ""
+    ) -> None:
         self.spool = directory / "spool"
         self.config = directory / "config.toml"
         self._retry_min = retry_min
+        self._admin = admin
         self.configure(settings)
 
     def configure(self, settings: str) -> None:
         """Another configuration, the same spool."""
         self.config.write_text(
-            'hostname = "here.test"\nmail_domain = "here.test"\n'
+            f'hostname = "here.test"\nmail_domain = "here.test"\nadmin = "{self._admin}"\n'
             f'[spool]\npath = "{self.spool}"\nretry_min = "{self._retry_min}"\n{settings}'
         )
 

@@ -13,19 +13,28 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from delivery.scripted import CLOSE, CONNECT, END_OF_DATA, Answer, ScriptedServer, replies
+from delivery.reports import Told, read_report
+from delivery.scripted import (
+    CLOSE,
+    CONNECT,
+    END_OF_DATA,
+    KEYWORDS,
+    Answer,
+    ScriptedServer,
+    replies,
+)
 from peers.process import free_port
 from spool.make import listing
 from spool.seam import Seam
 
 from minisend.config import Config, Delivery, Smarthost, Spool
+from minisend.delivery import bounce, outgoing, remote, retry
 from minisend.delivery import flush as module
-from minisend.delivery import remote, retry
 from minisend.delivery.flush import Selection, Summary, flush
 from minisend.envelope import DELAYED, FAILED, RELAYED, Envelope, Outcome, Recipient
-from minisend.errors import SpoolError
+from minisend.errors import SpoolError, UsageError
 from minisend.spool import disk
-from minisend.spool.enqueue import enqueue
+from minisend.spool.enqueue import enqueue, new_queue_id
 from minisend.spool.store import Entry, Place, Queue
 
 ROOT = Path(__file__).parents[2]
@@ -66,13 +75,14 @@ def log() -> Lines:
     return Lines()
 
 
-def configuration(spool: str, port: int, **settings: object) -> Config:
+def configuration(spool: str, port: int, *, admin: str = "", **settings: object) -> Config:
     """Everything to a smarthost on 127.0.0.1."""
     return Config(
         file=None,
         spool=Spool(spool, **settings),
         hostname="here.test",
         mail_domain="here.test",
+        admin=admin,
         smarthost=Smarthost(("127.0.0.1",), port=port, tls="none"),
     )
 
@@ -95,19 +105,24 @@ def queue_id(number: int) -> str:
 def put(
     spool: str,
     number: int,
-    *recipients: bytes,
+    *recipients: bytes | Recipient,
     message: bytes = MESSAGE,
     sender: bytes = b"me@here.test",
     arrived: float = NOW - 10,
+    uid: int = 1000,
+    ret: str = "",
+    envid: str = "",
 ) -> str:
     """Queue a message; its name in ``new``, which is its queue id."""
     envelope = Envelope(
         queue_id(number),
         sender,
-        [Recipient(address) for address in recipients],
+        [each if isinstance(each, Recipient) else Recipient(each) for each in recipients],
         arrived=arrived,
-        uid=1000,
+        uid=uid,
         login=b"me",
+        ret=ret,
+        envid=envid,
     )
     with Queue(spool, create=True) as queue:
         enqueue(queue.fd, envelope, [message], 0)
@@ -121,6 +136,15 @@ def read(spool: str, state: str, name: str) -> Entry:
         assert entry is not None
         entry.close()
         return entry
+
+
+def octets_of(spool: str, state: str, name: str) -> bytes:
+    """The message of an entry, as it lies in the queue."""
+    with Queue(spool) as queue:
+        entry = queue.claim(Place(state, name))
+        assert entry is not None
+        with entry:
+            return b"".join(entry.octets())
 
 
 def answered(
@@ -141,6 +165,25 @@ def answered(
 
 def taken(server: ScriptedServer, recipient: int) -> Outcome:
     return answered(server, recipient, RELAYED, "2.0.0", "250 2.0.0 taken", END_OF_DATA.decode())
+
+
+def report_id(original: str, note: str) -> str:
+    """The queue id of the report of a message that is noted so in its file."""
+    return new_queue_id(f"{original} {note}".encode())
+
+
+def told(server: ScriptedServer) -> list[tuple[bytes, Told]]:
+    """To whom, and what, of each report that the server has taken."""
+    return [
+        (message.recipients[0], read_report(message.octets))
+        for message in server.messages
+        if not message.sender and b"report-type=delivery-status" in message.octets
+    ]
+
+
+def fates(server: ScriptedServer) -> list[tuple[bytes, list[tuple[str, str, str]]]]:
+    """To whom, and address, action and status of those it tells of, of each report that the server has taken."""
+    return [(to, report.fates()) for to, report in told(server)]
 
 
 def due_after(number: int, attempts: int, now: float, retry_min: float = 300.0) -> str:
@@ -224,30 +267,38 @@ def test_order_when_all_have_it_the_removal_is_the_record(
     ]
 
 
+NOBODY = b""  # the null reverse-path: nobody can be told
+
+
 @pytest.mark.parametrize(
-    ("reply", "moved_to", "summary", "code"),
+    ("sender", "reply", "moved_to", "summary", "code"),
     [
-        pytest.param(b"450 4.2.1 later", "cur", Summary(tried=1, deferred=1), 75, id="deferred"),
-        pytest.param(b"550 5.1.1 no", "failed", Summary(tried=1, failed=1), 69, id="failed"),
+        pytest.param(
+            b"me@here.test", b"450 4.2.1 no", "cur", Summary(tried=1, deferred=1), 75, id="deferred"
+        ),
+        pytest.param(
+            NOBODY, b"550 5.1.1 no", "failed", Summary(tried=1, failed=1), 69, id="nobody to tell"
+        ),
     ],
 )
 def test_order_when_somebody_has_it_not_the_record_comes_before_the_move(
     spool: str,
     log: Lines,
     monkeypatch: pytest.MonkeyPatch,
+    sender: bytes,
     reply: bytes,
     moved_to: str,
     summary: Summary,
     code: int,
 ) -> None:
-    name = put(spool, 1, ANN)
+    name = put(spool, 1, ANN, sender=sender)
     watched = Watched(monkeypatch, spool)
     with ScriptedServer(watched.noting(replies({b"RCPT": reply}))) as server:
         assert flush(configuration(spool, server.port), Selection(), log=log) == summary
     assert watched.sequence() == [
         ("posix_fallocate", f"new/{name}"),
         ("pwrite", f"new/{name}"),
-        SAID_MAIL,
+        ("smtp", f"MAIL FROM:<{sender.decode()}> SIZE=188"),
         SAID_RCPT,
         ("pwrite", f"new/{name}"),  # the outcome
         ("ftruncate", f"new/{name}"),
@@ -258,6 +309,59 @@ def test_order_when_somebody_has_it_not_the_record_comes_before_the_move(
     ]
     assert summary.exit_code == code
     assert list(listing(spool)) == [moved_to]
+
+
+def test_order_when_it_fails_the_report_is_queued_before_the_removal(
+    spool: str, log: Lines, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = put(spool, 1, ANN)
+    report = report_id(name, "failure 0")
+    watched = Watched(monkeypatch, spool)
+    with ScriptedServer(watched.noting(replies({b"RCPT TO:<ann@": b"550 5.1.1 no"}))) as server:
+        summary = flush(configuration(spool, server.port), Selection(), log=log)
+    (message,) = server.messages
+    assert watched.sequence() == [
+        ("posix_fallocate", f"new/{name}"),
+        ("pwrite", f"new/{name}"),
+        SAID_MAIL,
+        SAID_RCPT,
+        ("pwrite", f"new/{name}"),  # the outcome
+        ("ftruncate", f"new/{name}"),
+        ("fsync", f"new/{name}"),
+        ("unlink", f"tmp/{report}"),  # what a crash may have left there: nothing
+        ("fsync", f"tmp/{report}"),
+        ("rename", f"tmp/{report}"),
+        ("fsync", "new"),
+        ("pwrite", f"new/{name}"),  # the note that it is queued
+        ("fsync", f"new/{name}"),
+        ("unlink", f"new/{name}"),
+        # And then like any other message.
+        ("posix_fallocate", f"new/{report}"),
+        ("pwrite", f"new/{report}"),
+        ("smtp", f"MAIL FROM:<> SIZE={len(message.octets)}"),
+        ("smtp", "RCPT TO:<me@here.test>"),
+        SAID_END,
+        ("unlink", f"new/{report}"),
+        ("ftruncate", f"new/{report} (deleted)"),
+        ("fsync", "new"),
+    ]
+    assert summary == Summary(tried=2, delivered=1, failed=1)
+    assert summary.exit_code == 69
+    assert listing(spool) == {}
+    mta = f"127.0.0.1[127.0.0.1]:{server.port}"
+    assert log.lines == [
+        (
+            "warning",
+            f"{name}: from=me@here.test to=ann@x.test relay={mta} delay=10.00 dsn=5.1.1 status=failed "
+            f'reason="host {mta} said: 550 5.1.1 no (in reply to RCPT TO)"',
+        ),
+        ("info", f'{name}: event="failure report" to=me@here.test report={report}'),
+        (
+            "info",
+            f'{report}: from="" to=me@here.test relay={mta} delay=0.00 dsn=2.0.0 status=relayed '
+            f'reason="host {mta} said: 250 2.0.0 taken (in reply to end of data)"',
+        ),
+    ]
 
 
 def test_order_with_two_next_hops_each_has_room_and_a_record_of_its_own(
@@ -336,14 +440,58 @@ def test_it_is_claimed_while_it_is_attempted(spool: str, log: Lines) -> None:
 # -- what becomes of recipients
 
 
-def test_one_refused_of_three_is_kept_with_its_reason_and_never_tried_again(
+def test_one_refused_of_three_is_told_and_never_tried_again(
     spool: str, log: Lines, clock: SimpleNamespace
 ) -> None:
     name = put(spool, 1, ANN, BOB, CARL)
     with ScriptedServer(replies({b"RCPT TO:<bob@": b"550 5.1.1 no bob"})) as server:
         config = configuration(spool, server.port)
-        assert flush(config, Selection(), log=log) == Summary(tried=1, failed=1)
+        assert flush(config, Selection(), log=log) == Summary(tried=2, delivered=1, failed=1)
         clock.now += 10 * 86400
+        assert flush(config, EVERYTHING, log=log) == Summary()
+    assert listing(spool) == {}
+    original, report = server.messages
+    assert original.recipients == (ANN, CARL)
+    assert (report.sender, report.recipients) == (b"", (b"me@here.test",))
+    said = read_report(report.octets)
+    assert said.header == {
+        "From": "Mail Delivery System <MAILER-DAEMON@here.test>",
+        "To": "me@here.test",
+        "Subject": "Undelivered Mail Returned to Sender",
+        "Date": "Tue, 14 Nov 2023 22:13:20 +0000",
+        "Message-ID": f"<{report_id(name, 'failure 1')}@here.test>",
+        "In-Reply-To": "<1@here.test>",
+        "References": "<1@here.test>",
+        "Auto-Submitted": "auto-replied",
+    }
+    assert said.message == {
+        "Reporting-MTA": "dns; here.test",
+        "Arrival-Date": "Tue, 14 Nov 2023 22:13:10 +0000",
+    }
+    assert said.recipients == [
+        {
+            "Final-Recipient": "rfc822; bob@x.test",
+            "Action": "failed",
+            "Status": "5.1.1",
+            "Remote-MTA": "dns; 127.0.0.1",
+            "Diagnostic-Code": "smtp; 550 5.1.1 no bob",
+            "Last-Attempt-Date": "Tue, 14 Nov 2023 22:13:20 +0000",
+        }
+    ]
+    assert (said.kind, said.returned) == (
+        "message/rfc822",
+        original.octets.replace(b"\r\n", b"\n"),
+    )
+    assert [level for level, _ in log.lines] == ["info", "warning", "info", "info", "info"]
+
+
+def test_one_refused_of_three_is_kept_with_its_reason_when_nobody_can_be_told(
+    spool: str, log: Lines
+) -> None:
+    name = put(spool, 1, ANN, BOB, CARL, sender=NOBODY)
+    with ScriptedServer(replies({b"RCPT TO:<bob@": b"550 5.1.1 no bob"})) as server:
+        config = configuration(spool, server.port)
+        assert flush(config, Selection(), log=log) == Summary(tried=1, failed=1)
         assert flush(config, EVERYTHING, log=log) == Summary()
     assert [message.recipients for message in server.messages] == [(ANN, CARL)]
     assert listing(spool) == {"failed": [name]}
@@ -353,7 +501,7 @@ def test_one_refused_of_three_is_kept_with_its_reason_and_never_tried_again(
         (1, taken(server, 2)),
         (1, answered(server, 1, FAILED, "5.1.1", "550 5.1.1 no bob", "RCPT TO")),
     ]
-    assert (entry.failed, entry.pending) == ([1], [])
+    assert (entry.failed, entry.pending, entry.reported) == ([1], [], set())
     assert [level for level, _ in log.lines] == ["info", "warning", "info"]
 
 
@@ -374,24 +522,48 @@ def test_one_put_off_of_three_waits_alone(spool: str, log: Lines, clock: SimpleN
     assert listing(spool) == {}
 
 
-def test_a_failure_is_not_forgotten_when_the_others_are_delivered_later(
-    spool: str, log: Lines, clock: SimpleNamespace
+def test_a_failure_is_told_at_once_and_not_forgotten_when_the_others_are_delivered_later(
+    spool: str, log: Lines
 ) -> None:
-    name = put(spool, 1, ANN, BOB)
+    put(spool, 1, ANN, BOB)
     answer = replies(
         {b"RCPT TO:<ann@": b"550 5.1.1 no ann", b"RCPT TO:<bob@": [b"450 4.2.1 later"]}
     )
     with ScriptedServer(answer) as server:
         config = configuration(spool, server.port)
-        assert flush(config, Selection(), log=log) == Summary(tried=1, deferred=1)
+        assert flush(config, Selection(), log=log) == Summary(tried=2, delivered=1, deferred=1)
+        waiting = due_after(1, 1, NOW)
+        assert listing(spool) == {"cur": [waiting]}
+        entry = read(spool, "cur", waiting)
+        assert entry.outcomes == [
+            (1, answered(server, 0, FAILED, "5.1.1", "550 5.1.1 no ann", "RCPT TO")),
+            (1, answered(server, 1, DELAYED, "4.2.1", "450 4.2.1 later", "RCPT TO")),
+        ]
+        assert entry.reported == {"failure 0"}
+        # Of those that are done with, it is one that not every recipient got.
         assert flush(config, EVERYTHING, log=log) == Summary(tried=1, failed=1)
-    assert listing(spool) == {"failed": [name]}
-    assert [(each.recipient, each.action) for _, each in read(spool, "failed", name).outcomes] == [
-        (0, FAILED),
-        (1, DELAYED),
-        (1, RELAYED),
+    assert listing(spool) == {}
+    assert fates(server) == [(b"me@here.test", [("ann@x.test", "failed", "5.1.1")])]
+    assert [message.recipients for message in server.messages] == [(b"me@here.test",), (BOB,)]
+
+
+def test_failures_at_different_times_are_told_each_once(spool: str, log: Lines) -> None:
+    put(spool, 1, ANN, BOB)
+    answer = replies(
+        {
+            b"RCPT TO:<ann@": b"550 5.1.1 no ann",
+            b"RCPT TO:<bob@": [b"450 4.2.1 later", b"550 5.2.1 no"],
+        }
+    )
+    with ScriptedServer(answer) as server:
+        config = configuration(spool, server.port)
+        assert flush(config, Selection(), log=log) == Summary(tried=2, delivered=1, deferred=1)
+        assert flush(config, EVERYTHING, log=log) == Summary(tried=2, delivered=1, failed=1)
+        assert flush(config, EVERYTHING, log=log) == Summary()
+    assert fates(server) == [
+        (b"me@here.test", [("ann@x.test", "failed", "5.1.1")]),
+        (b"me@here.test", [("bob@x.test", "failed", "5.2.1")]),
     ]
-    assert [message.recipients for message in server.messages] == [(BOB,)]
 
 
 def test_bare_names_are_qualified_and_the_null_sender_is_not(spool: str, log: Lines) -> None:
@@ -463,6 +635,315 @@ def test_the_size_announced_is_the_size_sent(
     assert session.commands[1] == b"MAIL FROM:<me@here.test> SIZE=%d%b" % (len(octets), parameters)
 
 
+# -- who is told what
+
+WITH_DSN = (*KEYWORDS, b"DSN")
+
+
+def test_success_is_told_here_when_the_next_hop_offers_no_dsn(spool: str, log: Lines) -> None:
+    put(spool, 1, Recipient(ANN, b"ann", "SUCCESS"), Recipient(BOB), envid="QQ1", ret="FULL")
+    with ScriptedServer() as server:
+        config = configuration(spool, server.port)
+        assert flush(config, Selection(), log=log) == Summary(tried=2, delivered=2)
+    assert server.sessions[0].commands[1:4] == [
+        b"MAIL FROM:<me@here.test> SIZE=188",
+        b"RCPT TO:<ann@x.test>",
+        b"RCPT TO:<bob@x.test>",
+    ]
+    ((to, report),) = told(server)
+    assert (to, report.header["Subject"]) == (b"me@here.test", "Successful Mail Delivery Report")
+    assert report.message["Original-Envelope-Id"] == "QQ1"
+    assert report.recipients == [
+        {
+            "Original-Recipient": "rfc822; ann",
+            "Final-Recipient": "rfc822; ann@x.test",
+            "Action": "relayed",
+            "Status": "2.0.0",
+            "Remote-MTA": "dns; 127.0.0.1",
+            "Diagnostic-Code": "smtp; 250 2.0.0 taken",
+            "Last-Attempt-Date": "Tue, 14 Nov 2023 22:13:20 +0000",
+        }
+    ]
+    assert report.kind == "text/rfc822-headers"
+    assert listing(spool) == {}
+
+
+def test_success_is_left_to_a_next_hop_that_offers_dsn(
+    spool: str, log: Lines, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is told what was asked for; that it reports is noted before the message goes."""
+    name = put(
+        spool,
+        1,
+        Recipient(ANN, b"ann+1", "SUCCESS,DELAY"),
+        Recipient(BOB),
+        Recipient(CARL, notify="NEVER"),
+        envid="QQ 1",
+        ret="HDRS",
+    )
+    watched = Watched(monkeypatch, spool)
+    with ScriptedServer(watched.noting(lambda command: None), keywords=WITH_DSN) as server:
+        config = configuration(spool, server.port)
+        assert flush(config, Selection(), log=log) == Summary(tried=1, delivered=1)
+    assert watched.sequence() == [
+        ("posix_fallocate", f"new/{name}"),
+        ("pwrite", f"new/{name}"),
+        ("smtp", "MAIL FROM:<me@here.test> SIZE=188 RET=HDRS ENVID=QQ+201"),
+        ("smtp", "RCPT TO:<ann@x.test> NOTIFY=SUCCESS,DELAY ORCPT=rfc822;ann+2B1"),
+        ("smtp", "RCPT TO:<bob@x.test>"),
+        ("smtp", "RCPT TO:<carl@x.test> NOTIFY=NEVER"),
+        SAID_END,
+        ("pwrite", f"new/{name}"),  # the outcomes
+        ("ftruncate", f"new/{name}"),
+        ("fsync", f"new/{name}"),
+        ("pwrite", f"new/{name}"),  # the note
+        ("fsync", f"new/{name}"),
+        ("unlink", f"new/{name}"),
+        ("fsync", "new"),
+    ]
+    assert len(server.messages) == 1
+    assert listing(spool) == {}
+
+
+def test_success_is_told_of_those_whose_next_hop_will_not(spool: str, log: Lines) -> None:
+    port = free_port("127.0.0.1", "127.0.0.2")
+    put(
+        spool,
+        1,
+        Recipient(b"ann@[127.0.0.1]", notify="SUCCESS"),
+        Recipient(b"bob@[127.0.0.2]", notify="SUCCESS"),
+        sender=b"me@[127.0.0.1]",
+    )
+    one = ScriptedServer(port=port, keywords=WITH_DSN)
+    two = ScriptedServer(address="127.0.0.2", port=port)
+    with one, two:
+        assert flush(direct(spool, port), Selection(), log=log) == Summary(tried=2, delivered=2)
+    assert fates(one) == [(b"me@[127.0.0.1]", [("bob@[127.0.0.2]", "relayed", "2.0.0")])]
+    assert [message.recipients for message in one.messages] == [
+        (b"ann@[127.0.0.1]",),
+        (b"me@[127.0.0.1]",),
+    ]
+    assert fates(two) == []
+
+
+def test_a_failure_of_which_nobody_wants_to_know_is_not_told(spool: str, log: Lines) -> None:
+    put(spool, 1, Recipient(ANN, notify="NEVER"), Recipient(BOB, notify="SUCCESS"))
+    with ScriptedServer(replies({b"RCPT": b"550 5.1.1 no"})) as server:
+        config = configuration(spool, server.port)
+        assert flush(config, Selection(), log=log) == Summary(tried=1, failed=1)
+    assert listing(spool) == {}
+
+
+def test_a_delay_is_told_once(spool: str, log: Lines, clock: SimpleNamespace) -> None:
+    """Of those who wait, when ``warn_after`` has passed, and before the message goes back to wait."""
+    name = put(spool, 1, ANN, BOB, Recipient(CARL, notify="FAILURE"))
+    answer = replies({b"RCPT TO:<ann@": b"450 4.2.1 no", b"RCPT TO:<carl@": b"450 4.2.1 no"})
+    with ScriptedServer(answer) as server:
+        config = configuration(spool, server.port, warn_after=600)
+        assert flush(config, EVERYTHING, log=log) == Summary(tried=1, deferred=1)
+        clock.now = NOW + 590
+        assert flush(config, EVERYTHING, log=log) == Summary(tried=2, delivered=1, deferred=1)
+        assert read(spool, "cur", due_after(1, 2, clock.now)).reported == {"delay 0"}
+        for _ in range(3):
+            clock.now += 86400
+            assert flush(config, EVERYTHING, log=log) == Summary(tried=1, deferred=1)
+    assert fates(server) == [(b"me@here.test", [("ann@x.test", "delayed", "4.2.1")])]
+    assert read(spool, "cur", due_after(1, 5, clock.now)).envelope.queue_id == name
+
+
+def test_what_no_sender_can_be_told_is_told_to_admin(spool: str, log: Lines) -> None:
+    """A message of the null sender that is refused; and a report that the sender's server refuses."""
+    put(spool, 1, ANN, sender=NOBODY)
+    put(spool, 2, ANN, sender=b"gone@x.test")
+    answer = replies(
+        {b"RCPT TO:<ann@": b"550 5.1.1 no ann", b"RCPT TO:<gone@": b"550 5.1.1 gone"}
+    )
+    with ScriptedServer(answer) as server:
+        config = configuration(spool, server.port, admin="admin")
+        assert flush(config, Selection(), log=log) == Summary(tried=5, delivered=2, failed=3)
+    assert fates(server) == [
+        (b"admin@here.test", [("ann@x.test", "failed", "5.1.1")]),
+        (b"admin@here.test", [("gone@x.test", "failed", "5.1.1")]),
+    ]
+    subjects = [report.header["Subject"] for _, report in told(server)]
+    assert subjects == ["Undelivered Mail (its sender cannot be told)"] * 2
+    assert listing(spool) == {}
+
+
+@pytest.mark.parametrize(
+    ("refusal", "summary", "state"),
+    [
+        pytest.param(b"550 5.1.1 no", Summary(tried=3, failed=3), "failed", id="refused"),
+        pytest.param(b"450 4.2.1 no", Summary(tried=3, failed=2, deferred=1), "cur", id="put off"),
+    ],
+)
+def test_a_report_that_admin_does_not_get_is_told_to_nobody(
+    spool: str, log: Lines, refusal: bytes, summary: Summary, state: str
+) -> None:
+    """The chain of reports has an end: the one to ``admin`` is kept."""
+    name = put(spool, 1, ANN)
+    first = report_id(name, "failure 0")
+    second = report_id(first, "failure 0")
+    answer = replies({b"RCPT TO:<admin@": refusal, b"RCPT": b"550 5.1.1 no"})
+    with ScriptedServer(answer) as server:
+        config = configuration(spool, server.port, admin="admin@x.test")
+        assert flush(config, Selection(), log=log) == summary
+    assert server.messages == []
+    ((kept_in, (kept,)),) = listing(spool).items()
+    assert (kept_in, kept.rpartition(".")[2]) == (state, second)
+    entry = read(spool, kept_in, kept)
+    assert (entry.envelope.sender, entry.envelope.recipients) == (b"", [Recipient(b"admin@x.test")])
+    assert read_report(octets_of(spool, kept_in, kept)).fates() == [
+        ("me@here.test", "failed", "5.1.1")
+    ]
+
+
+@pytest.mark.parametrize(
+    ("recipient", "final", "status", "reason"),
+    [
+        pytest.param(
+            b"-v", "rfc822; -v@here.test", "5.1.1", "no account begins with a dash", id="an option"
+        ),
+        pytest.param(
+            "a@bü..test".encode(),
+            "utf-8; a@b\\x{FC}..test",
+            "5.1.2",
+            r'"a@b\xfc..test": the domain has no form in ASCII',
+            id="a domain without A-labels",
+        ),
+    ],
+)
+def test_what_has_no_next_hop_fails_and_the_others_have_theirs(
+    spool: str, log: Lines, recipient: bytes, final: str, status: str, reason: str
+) -> None:
+    put(spool, 1, recipient, b"ann@[127.0.0.1]", sender=b"me@[127.0.0.1]")
+    with ScriptedServer() as server:
+        config = direct(spool, server.port)
+        assert flush(config, Selection(), log=log) == Summary(tried=2, delivered=1, failed=1)
+    assert [message.recipients for message in server.messages] == [
+        (b"ann@[127.0.0.1]",),
+        (b"me@[127.0.0.1]",),
+    ]
+    ((_, report),) = told(server)
+    assert report.recipients == [
+        {
+            "Final-Recipient": final,
+            "Action": "failed",
+            "Status": status,
+            "Diagnostic-Code": f"x-minisend; {reason}",
+            "Last-Attempt-Date": "Tue, 14 Nov 2023 22:13:20 +0000",
+        }
+    ]
+
+
+def test_a_message_that_goes_in_circles_fails(spool: str, log: Lines) -> None:
+    """A hundred servers may have had it; its report begins anew."""
+    hops = b"received: from a by b; Tue, 14 Nov 2023 22:13:10 +0000\n"
+    put(spool, 1, ANN, message=hops * 100 + MESSAGE)
+    put(spool, 2, BOB, CARL, message=hops * 101 + MESSAGE)
+    with ScriptedServer() as server:
+        config = configuration(spool, server.port)
+        assert flush(config, Selection(), log=log) == Summary(tried=3, delivered=2, failed=1)
+    assert [message.recipients for message in server.messages] == [(ANN,), (b"me@here.test",)]
+    ((_, report),) = told(server)
+    assert report.fates() == [(f"{name}@x.test", "failed", "5.4.6") for name in ("bob", "carl")]
+    assert {each["Diagnostic-Code"] for each in report.recipients} == {
+        "x-minisend; too many hops (101 Received fields): a mail loop"
+    }
+
+
+def test_success_that_cannot_be_left_to_the_next_hop_is_told_here(
+    spool: str, log: Lines, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The delivery is recorded, so nothing is held and nobody gets it again."""
+    name = put(spool, 1, Recipient(ANN, notify="SUCCESS"))
+    failing = Failing(errno.EIO, "pwrite", once=True)
+
+    def after(number: int, call: str, done: bool) -> None:
+        failing.armed = failing.armed or (call == "fsync" and bool(server.messages))
+
+    with ScriptedServer(keywords=WITH_DSN) as server:
+        config = configuration(spool, server.port)
+        with monkeypatch.context() as patched:
+            patched.setattr(disk, "posix", Seam(failing, after))
+            assert flush(config, Selection(), log=log) == Summary(tried=1, deferred=1)
+        assert listing(spool) == {"new": [name]}
+        assert read(spool, "new", name).outcomes == [(1, taken(server, 0))]
+        assert flush(config, Selection(), log=log) == Summary(tried=2, delivered=2)
+    assert [message.recipients for message in server.messages] == [(ANN,), (b"me@here.test",)]
+    assert listing(spool) == {}
+
+
+# -- a crash
+
+
+class Crash(BaseException):
+    """In place of kill -9."""
+
+
+def crashed(spool: str) -> None:
+    """What the end of a process does: its descriptors are closed, and with them its claims."""
+    for fd in os.listdir("/proc/self/fd"):
+        try:
+            if os.readlink(f"/proc/self/fd/{fd}").startswith(f"{spool}/"):
+                os.close(int(fd))
+        except FileNotFoundError:
+            pass  # the descriptor of the listing
+
+
+def test_a_crash_before_any_system_call_loses_nothing_and_doubles_only_what_was_in_flight(
+    spool: str, log: Lines, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a message and of the report about it alike; after each crash a whole run follows.
+
+    In flight is what the server has, until the outcome is written or the file removed.
+    """
+    in_flight = []
+    heard_at: list[int] = []  # how many system calls there had been when the server had a message
+
+    def answer(command: bytes) -> bytes | None:
+        if command == END_OF_DATA:
+            heard_at.append(len(seam.calls))
+        return b"550 5.1.1 no" if command.startswith(b"RCPT TO:<bob@") else None
+
+    with ScriptedServer(answer) as server:
+        for limit in range(1, 1000):
+
+            def stop(number: int, call: str, limit: int = limit) -> None:
+                # Also what is done on the way out, which a process that is killed does not do.
+                if number >= limit:
+                    raise Crash
+
+            here = f"{spool}{limit}"
+            put(here, 1, ANN, BOB)
+            config = configuration(here, server.port)
+            seam = Seam(stop)
+            del server.messages[:], heard_at[:]
+            with monkeypatch.context() as patched:
+                patched.setattr(disk, "posix", seam)
+                try:
+                    flush(config, Selection(), log=log)
+                except Crash:
+                    crashed(here)
+                else:
+                    break
+            done = seam.calls[:limit - 1]
+            copies = {(ANN,): 1, (b"me@here.test",): 1}
+            if heard_at and not {"pwrite", "unlink"} & set(done[heard_at[-1] :]):
+                copies[server.messages[-1].recipients] = 2
+                in_flight.append(server.messages[-1].recipients)
+            flush(config, EVERYTHING, log=log)
+            have = [message.recipients for message in server.messages]
+            assert {each: have.count(each) for each in have} == copies, (limit, seam.calls)
+            assert fates(server) == [
+                (b"me@here.test", [("bob@x.test", "failed", "5.1.1")])
+            ] * copies[b"me@here.test",]
+            assert not listing(here).keys() - {"tmp"}, (limit, seam.calls)
+    # The loop has come to its end, and through both windows.
+    assert limit > 20
+    assert set(in_flight) == {(ANN,), (b"me@here.test",)}
+
+
 # -- when: what is due, retry times, the end
 
 
@@ -471,7 +952,7 @@ def test_a_fault_of_this_machine_does_not_count(
 ) -> None:
     """A TCP connection to the broadcast address is ENETUNREACH on Linux, before any packet."""
     put(spool, 1, ANN)
-    config = configuration(spool, 25, lifetime=3600)
+    config = configuration(spool, 25, lifetime=3600, warn_after=30 * 86400)
     config.smarthost = Smarthost(("255.255.255.255",), port=25, tls="none")
     for days in range(5):
         clock.now = NOW + days * 86400
@@ -486,15 +967,63 @@ def test_a_fault_of_this_machine_does_not_count(
 def test_a_lifetime_and_three_attempts_are_the_end(
     spool: str, log: Lines, clock: SimpleNamespace
 ) -> None:
+    """The sender is warned once on the way."""
     name = put(spool, 1, ANN, BOB)
     reply = "450 4.2.1 later"
     with ScriptedServer(replies({b"RCPT TO:<bob@": reply.encode()})) as server:
         config = configuration(spool, server.port, lifetime=3600)
         clock.now = NOW + 86400
-        for attempts in (1, 2):
-            assert flush(config, EVERYTHING, log=log) == Summary(tried=1, deferred=1)
-            assert listing(spool) == {"cur": [due_after(1, attempts, clock.now)]}
+        assert flush(config, EVERYTHING, log=log) == Summary(tried=2, delivered=1, deferred=1)
+        assert listing(spool) == {"cur": [due_after(1, 1, clock.now)]}
+        assert flush(config, EVERYTHING, log=log) == Summary(tried=1, deferred=1)
+        assert listing(spool) == {"cur": [due_after(1, 2, clock.now)]}
         log.lines.clear()
+        clock.now += 60
+        assert flush(config, EVERYTHING, log=log) == Summary(tried=2, delivered=1, failed=1)
+        assert flush(config, EVERYTHING, log=log) == Summary()
+    assert listing(spool) == {}
+    assert [message.recipients for message in server.messages] == [
+        (ANN,),
+        *[(b"me@here.test",)] * 2,
+    ]
+    assert fates(server) == [
+        (b"me@here.test", [("bob@x.test", "delayed", "4.2.1")]),
+        (b"me@here.test", [("bob@x.test", "failed", "4.2.1")]),
+    ]
+    (_, warning), (_, failure) = told(server)
+    assert warning.header["Subject"] == "Delayed Mail (still being retried)"
+    assert warning.recipients[0]["Will-Retry-Until"] == "Tue, 14 Nov 2023 23:13:10 +0000"
+    assert warning.kind == "text/rfc822-headers"
+    assert failure.recipients == [
+        {
+            "Final-Recipient": "rfc822; bob@x.test",
+            "Action": "failed",
+            "Status": "4.2.1",
+            "Remote-MTA": "dns; 127.0.0.1",
+            "Diagnostic-Code": f"smtp; {reply}",
+            "Last-Attempt-Date": "Wed, 15 Nov 2023 22:14:20 +0000",
+        }
+    ]
+    mta = f"127.0.0.1[127.0.0.1]:{server.port}"
+    reason = f"host {mta} said: {reply} (in reply to RCPT TO)"
+    start = f"{name}: from=me@here.test to=bob@x.test relay={mta} delay=86470.00 dsn=4.2.1"
+    report = report_id(name, "failure 1")
+    assert log.lines[:3] == [
+        ("warning", f'{start} status=delayed reason="{reason}"'),
+        ("warning", f'{start} status=failed reason="delivery time expired: {reason}"'),
+        ("info", f'{name}: event="failure report" to=me@here.test report={report}'),
+    ]
+
+
+def test_the_end_of_a_message_of_which_nobody_can_be_told(
+    spool: str, log: Lines, clock: SimpleNamespace
+) -> None:
+    name = put(spool, 1, ANN, BOB, sender=NOBODY)
+    with ScriptedServer(replies({b"RCPT TO:<bob@": b"450 4.2.1 later"})) as server:
+        config = configuration(spool, server.port, lifetime=3600)
+        clock.now = NOW + 86400
+        for _ in range(2):
+            assert flush(config, EVERYTHING, log=log) == Summary(tried=1, deferred=1)
         assert flush(config, EVERYTHING, log=log) == Summary(tried=1, failed=1)
         assert flush(config, EVERYTHING, log=log) == Summary()
     assert [message.recipients for message in server.messages] == [(ANN,)]
@@ -508,13 +1037,9 @@ def test_a_lifetime_and_three_attempts_are_the_end(
         (3, FAILED, "4.2.1"),
     ]
     mta = f"127.0.0.1[127.0.0.1]:{server.port}"
-    reason = f"host {mta} said: {reply} (in reply to RCPT TO)"
-    assert entry.latest[1].reason == f"delivery time expired: {reason}"
-    start = f"{name}: from=me@here.test to=bob@x.test relay={mta} delay=86410.00 dsn=4.2.1"
-    assert log.lines == [
-        ("warning", f'{start} status=delayed reason="{reason}"'),
-        ("warning", f'{start} status=failed reason="delivery time expired: {reason}"'),
-    ]
+    assert entry.latest[1].reason == (
+        f"delivery time expired: host {mta} said: 450 4.2.1 later (in reply to RCPT TO)"
+    )
 
 
 def test_a_next_hop_that_is_down_is_asked_once_for_all(
@@ -563,7 +1088,7 @@ def test_by_id(spool: str, log: Lines) -> None:
         assert flush(config, Selection(ids=(two, one, two)), log=log) == Summary(
             tried=2, delivered=2, skipped=1
         )
-        with pytest.raises(SpoolError, match=f"^{two}: not in the queue$"):
+        with pytest.raises(UsageError, match=f"^{two}: no such message waits in the queue$"):
             flush(config, Selection(ids=(three, two)), log=log)
     assert listing(spool) == {"new": [three]}
 
@@ -593,6 +1118,76 @@ def test_the_domain_of_a_recipient_who_has_it_does_not_count(spool: str, log: Li
         assert flush(config, Selection(domain=b"x.test"), log=log) == Summary()
 
 
+@pytest.mark.parametrize(
+    ("parts", "senders"),
+    [
+        pytest.param({"id_part": b"0002"}, [b"Two@y.test"], id="id"),
+        pytest.param({"id_part": b"00"}, [b"one@x.test", b"Two@y.test"], id="any id"),
+        pytest.param({"sender_part": b"tWO@"}, [b"Two@y.test"], id="sender"),
+        pytest.param({"recipient_part": b"BOB"}, [b"one@x.test"], id="recipient"),
+        pytest.param({"recipient_part": b"t@here.TEST"}, [b"Two@y.test"], id="qualified"),
+        pytest.param({"recipient_part": b"@", "sender_part": b"x.test"}, [b"one@x.test"], id="two"),
+        pytest.param({"domain": b"x.test", "recipient_part": b"root"}, [], id="of one recipient"),
+        pytest.param({"id_part": b"ff"}, [], id="none"),
+    ],
+)
+def test_by_parts(spool: str, log: Lines, parts: dict[str, bytes], senders: list[bytes]) -> None:
+    put(spool, 1, ANN, BOB, sender=b"one@x.test")
+    put(spool, 2, b"root", sender=b"Two@y.test")
+    # Due or not.
+    os.rename(
+        f"{spool}/queue/new/{queue_id(2)}", f"{spool}/queue/cur/{int(NOW) + 60:010d}.{queue_id(2)}"
+    )
+    with ScriptedServer() as server:
+        summary = flush(
+            configuration(spool, server.port), Selection(everything=True, **parts), log=log
+        )
+    assert summary == Summary(tried=len(senders), delivered=len(senders))
+    assert [message.sender for message in server.messages] == senders
+
+
+def test_a_report_is_selected_like_any_message_but_for_those_that_come_up(
+    spool: str, log: Lines
+) -> None:
+    put(spool, 1, b"them@z.test", sender=b"", uid=-1)
+    put(spool, 2, ANN)
+    with ScriptedServer(replies({b"RCPT TO:<ann@": b"550 5.1.1 no"})) as server:
+        config = configuration(spool, server.port)
+        summary = flush(config, Selection(domain=b"x.test"), log=log)
+    assert summary == Summary(tried=2, delivered=1, failed=1)
+    assert [message.recipients for message in server.messages] == [(b"me@here.test",)]
+    assert listing(spool) == {"new": [queue_id(1)]}
+
+
+@pytest.mark.parametrize("waits", [False, True], ids=["among the due", "not due"])
+def test_a_report_from_before_a_crash_is_delivered_once_and_passed_over_without_a_word(
+    spool: str, log: Lines, monkeypatch: pytest.MonkeyPatch, waits: bool
+) -> None:
+    name = put(spool, 1, ANN)
+    report = report_id(name, "failure 0")
+    with ScriptedServer(replies({b"RCPT TO:<ann@": b"550 5.1.1 no"})) as server:
+        config = configuration(spool, server.port)
+        with monkeypatch.context() as patched:
+            # Nothing can be written any more when the report is in the queue.
+            failing = Failing(errno.EIO, "pwrite", "unlink", "open")
+
+            def after(number: int, call: str, done: bool) -> None:
+                failing.armed = failing.armed or call == "rename"
+
+            patched.setattr(disk, "posix", Seam(failing, after))
+            flush(config, Selection(), log=log)
+        assert listing(spool) == {"new": sorted([name, report])}
+        if waits:
+            os.rename(
+                f"{spool}/queue/new/{report}", f"{spool}/queue/cur/{int(NOW) + 60:010d}.{report}"
+            )
+        now = Summary(tried=1, failed=1) if waits else Summary(tried=2, delivered=1, failed=1)
+        assert flush(config, Selection(), log=log) == now
+        flush(config, EVERYTHING, log=log)
+    assert fates(server) == [(b"me@here.test", [("ann@x.test", "failed", "5.1.1")])]
+    assert listing(spool) == {}
+
+
 def test_what_is_held_or_has_failed_is_never_tried(spool: str, log: Lines) -> None:
     for number, state in ((1, "hold"), (2, "failed")):
         name = put(spool, number, ANN)
@@ -601,7 +1196,7 @@ def test_what_is_held_or_has_failed_is_never_tried(spool: str, log: Lines) -> No
         config = configuration(spool, server.port)
         assert flush(config, EVERYTHING, log=log) == Summary()
         for number in (1, 2):
-            with pytest.raises(SpoolError, match="not in the queue"):
+            with pytest.raises(UsageError, match="no such message waits in the queue"):
                 flush(config, Selection(ids=(queue_id(number),)), log=log)
     assert server.sessions == []
 
@@ -709,8 +1304,8 @@ def test_a_bug_that_one_message_meets_does_not_stop_the_others(
             raise ZeroDivisionError("division by zero")
         return real(header, envelope, facts)
 
-    real = module.complete
-    monkeypatch.setattr(module, "complete", complete)
+    real = outgoing.complete
+    monkeypatch.setattr(outgoing, "complete", complete)
     put(spool, 1, ANN)
     put(spool, 2, BOB)
     with ScriptedServer() as server:
@@ -733,6 +1328,37 @@ def test_a_bug_that_one_message_meets_does_not_stop_the_others(
     level, text = log.lines[0]
     assert level == "error"
     assert text.startswith(f'{queue_id(1)}: event=bug trace="Traceback (most recent call last):\\n')
+
+
+def test_a_bug_that_one_report_meets_does_not_stop_the_others(
+    spool: str, log: Lines, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing of it is queued, and the message stays, with what became of it."""
+
+    def build(event: str, outcomes: object, original: SimpleNamespace, **more: object) -> object:
+        if original.envelope.queue_id == queue_id(1):
+            raise ZeroDivisionError("division by zero")
+        return real(event, outcomes, original, **more)
+
+    real = bounce.dsn.build
+    put(spool, 1, ANN)
+    put(spool, 2, ANN)
+    with ScriptedServer(replies({b"RCPT TO:<ann@": b"550 5.1.1 no"})) as server:
+        config = configuration(spool, server.port)
+        with monkeypatch.context() as patched:
+            patched.setattr(bounce.dsn, "build", build)
+            summary = flush(config, Selection(), log=log)
+        assert summary == Summary(tried=3, delivered=1, deferred=1, failed=1)
+        assert listing(spool) == {"new": [queue_id(1)]}
+        assert [text for level, text in log.lines if level == "error"][1:] == [
+            f"{queue_id(1)}: event=postponed status=4.3.0 "
+            'reason="internal error, please report it: ZeroDivisionError: division by zero"'
+        ]
+        # Ann is not asked again.
+        assert flush(config, Selection(), log=log) == Summary(tried=2, delivered=1, failed=1)
+    assert [session.verbs().count(b"RCPT") for session in server.sessions] == [3, 1]
+    assert fates(server) == [(b"me@here.test", [("ann@x.test", "failed", "5.1.1")])] * 2
+    assert listing(spool) == {}
 
 
 # -- a disk that fails
@@ -901,20 +1527,39 @@ def test_an_attempt_that_nobody_took_may_be_made_again_when_it_cannot_be_recorde
         assert flush(config, Selection(), log=log) == Summary(tried=1, delivered=1)
 
 
-def test_a_failure_that_cannot_be_moved_is_moved_later(
-    spool: str, log: Lines, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("sender", "second", "left"),
+    [
+        pytest.param(
+            b"me@here.test", Summary(tried=2, delivered=1, failed=1), {}, id="a report is queued"
+        ),
+        pytest.param(
+            NOBODY, Summary(tried=1, failed=1), {"failed": [queue_id(1)]}, id="nobody to tell"
+        ),
+    ],
+)
+def test_what_cannot_be_done_about_a_failure_is_done_later(
+    spool: str,
+    log: Lines,
+    monkeypatch: pytest.MonkeyPatch,
+    sender: bytes,
+    second: Summary,
+    left: dict[str, list[str]],
 ) -> None:
     """Stopped between the record and what acts on it: the next run finds the record and asks nobody."""
-    name = put(spool, 1, ANN)
-    with ScriptedServer(replies({b"RCPT": b"550 5.1.1 no"})) as server:
+    name = put(spool, 1, ANN, sender=sender)
+    with ScriptedServer(replies({b"RCPT TO:<ann@": b"550 5.1.1 no"})) as server:
         config = configuration(spool, server.port)
         with monkeypatch.context() as patched:
             patched.setattr(disk, "posix", Seam(Failing(errno.EIO, "rename", armed=True)))
             assert flush(config, Selection(), log=log) == Summary(tried=1, deferred=1)
         assert listing(spool) == {"new": [name]}
-        assert flush(config, Selection(), log=log) == Summary(tried=1, failed=1)
-    assert len(server.sessions) == 1
-    assert listing(spool) == {"failed": [name]}
+        assert server.messages == []
+        assert flush(config, Selection(), log=log) == second
+    asked = [command for session in server.sessions for command in session.commands]
+    assert asked.count(b"RCPT TO:<ann@x.test>") == 1
+    assert listing(spool) == left
+    assert len(fates(server)) == second.delivered
 
 
 def test_a_queue_whose_changes_cannot_be_made_durable(

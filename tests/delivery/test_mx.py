@@ -32,7 +32,7 @@ from minisend.delivery.mx import (
     is_own_address,
     targets,
 )
-from minisend.delivery.route import MX, SMARTHOST, NextHop
+from minisend.delivery.route import ERROR, MX, SMARTHOST, NextHop
 
 Zone = dict[tuple[str, str], "tuple[str, ...] | Exception"]
 
@@ -384,6 +384,15 @@ def test_a_domain_that_is_not_asked_for(domain: str, status: str, reason: str) -
         {("", "MX"): ("10 a.example.net.",), (domain, "MX"): ("10 a.example.net.",), **A}
     )
     assert failure(script, domain) == (status, reason)
+    assert script.asked == []
+
+
+def test_a_next_hop_that_is_an_error_has_no_servers() -> None:
+    script = Script({})
+    hop = NextHop(ERROR, "no account begins with a dash", status="5.1.1")
+    with pytest.raises(Unroutable) as caught:
+        targets(hop, config(), Resolver(script.query, script.clock))
+    assert (caught.value.status, str(caught.value)) == ("5.1.1", "no account begins with a dash")
     assert script.asked == []
 
 

@@ -1,5 +1,6 @@
 """The failure policy as one table: what each reply and each error comes to, as whole Outcomes."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -353,6 +354,17 @@ def test_too_many_recipients(
     assert (outcome.action, outcome.status, verdicts[1].then) == expected
     assert verdicts[1].scope == RECIPIENT
     assert (outcome.recipient, outcome.diagnostic) == (9, f"smtp; {second.reply}")
+
+
+@pytest.mark.parametrize("reports", [False, True])
+def test_whether_the_server_reports_is_kept_with_what_it_said(reports: bool) -> None:
+    results = [OK, answer("RCPT TO", 450, b"4.2.0 later")]
+    taken, later = judge_transaction([0, 1], results, remote_mta=MTA, at=5.0, reports=reports)
+    assert taken == replace(judge(0, OK, remote_mta=MTA, at=5.0), reports=reports)
+    assert later == replace(judge(1, results[1], remote_mta=MTA, at=5.0), reports=reports)
+    local = judge(1, NetworkError("no IPv6 here", "4.4.1", local=True), at=6.0)
+    assert not local.reports
+    assert local.after(later) == replace(later, then=NEXT)
 
 
 def test_a_fault_of_this_machine_does_not_hide_what_a_server_said() -> None:

@@ -3,6 +3,7 @@
 import os
 import ssl
 from collections.abc import Iterator
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -22,9 +23,10 @@ from minisend.config import Config, Delivery, Smarthost, Spool
 from minisend.delivery import policy, remote
 from minisend.delivery.policy import LOCAL, MESSAGE, RECIPIENT, SITE, Verdict
 from minisend.delivery.remote import Content, Remote
-from minisend.delivery.route import MX, SMARTHOST, NextHop
+from minisend.delivery.route import ERROR, MX, SMARTHOST, NextHop
 from minisend.envelope import DELAYED, FAILED, RELAYED, Outcome
 from minisend.smtp import stream
+from minisend.smtp.session import DsnRequest
 
 NOW = 1_700_000_000.0
 HOP = NextHop(SMARTHOST, "[127.0.0.1]:25")
@@ -243,6 +245,90 @@ def test_too_many_recipients_take_several_transactions() -> None:
     ]
     assert {message.octets for message in server.messages} == {WIRE}
     assert len(server.sessions) == 1
+
+
+@pytest.mark.parametrize(
+    ("keywords", "most"),
+    [
+        pytest.param((), 100, id="as the standard has it"),
+        pytest.param((b"LIMITS RCPTMAX=7",), 7, id="fewer"),
+        pytest.param((b"LIMITS MAILMAX=2 RCPTMAX=150",), 150, id="more"),
+        pytest.param((b"LIMITS RCPTMAX=1000",), 250, id="all"),
+        pytest.param((b"LIMITS RCPTMAX=0",), 100, id="no number"),
+    ],
+)
+def test_a_transaction_has_no_more_recipients_than_the_server_takes(
+    keywords: tuple[bytes, ...], most: int
+) -> None:
+    """Refused and put off among them, which are not asked for again."""
+    recipients = {index: b"r%d@x.test" % index for index in range(250)}
+    answer = replies({b"RCPT TO:<r1@": b"550 5.1.1 no", b"RCPT TO:<r249@": b"450 4.2.1 later"})
+    with ScriptedServer(answer, keywords=(*KEYWORDS, *keywords)) as server:
+        with Remote(configuration(server.port)) as sending:
+            verdicts = sending.attempt(HOP, b"", recipients, CONTENT)
+    fates = {1: (1, FAILED, "5.1.1", RECIPIENT), 249: (249, DELAYED, "4.2.1", RECIPIENT)}
+    assert shape(verdicts) == [
+        fates.get(index, (index, RELAYED, "2.0.0", RECIPIENT)) for index in range(250)
+    ]
+    (session,) = server.sessions
+    asked: list[list[bytes]] = []
+    for command in session.commands:
+        if command.startswith(b"MAIL"):
+            asked.append([])
+        elif command.startswith(b"RCPT"):
+            asked[-1].append(command.removeprefix(b"RCPT TO:<").removesuffix(b">"))
+    everybody = list(recipients.values())
+    assert asked == [everybody[at : at + most] for at in range(0, 250, most)]
+    assert {message.octets for message in server.messages} == {WIRE}
+
+
+def test_each_recipient_keeps_its_request_in_whichever_transaction() -> None:
+    """The second of each two is too many, and asked for again in the next; a server without DSN hears nothing of it."""
+    requests = {
+        3: DsnRequest("NEVER"),
+        5: DsnRequest("SUCCESS", b"root"),
+        9: DsnRequest(original=b"c"),
+    }
+    content = replace(CONTENT, ret="HDRS", envid="Q1", dsn=requests)
+    recipients = {3: ANN, 4: b"dan@x.test", 5: BOB, 9: CARL}
+    asked = [
+        b"RCPT TO:<ann@x.test> NOTIFY=NEVER",
+        b"RCPT TO:<dan@x.test>",
+        b"RCPT TO:<bob@x.test> NOTIFY=SUCCESS ORCPT=rfc822;root",
+        b"RCPT TO:<carl@x.test> ORCPT=rfc822;c",
+    ]
+    mail = b"MAIL FROM:<me@here.test> SIZE=25"
+    for keywords, parameters in (((b"LIMITS RCPTMAX=2", b"DSN"), True), ((), False)):
+        answer = replies({b"RCPT TO:<dan@": [b"452 4.5.3 too many recipients"]})
+        with ScriptedServer(answer, keywords=(*KEYWORDS, *keywords)) as server:
+            with Remote(configuration(server.port)) as sending:
+                verdicts = sending.attempt(HOP, b"me@here.test", recipients, content)
+        assert verdicts == [
+            replace(relayed(server, index), reports=parameters) for index in recipients
+        ]
+        commands = [c for c in server.sessions[0].commands if c.startswith((b"MAIL", b"RCPT"))]
+        if parameters:
+            mail_with = mail + b" RET=HDRS ENVID=Q1"
+            assert commands == [mail_with, *asked[:2], mail_with, *asked[1:3], mail_with, asked[3]]
+        else:
+            bare = [rcpt.partition(b" NOTIFY")[0].partition(b" ORCPT")[0] for rcpt in asked]
+            assert commands == [mail, *bare, mail, bare[1]]
+
+
+def test_a_next_hop_that_is_an_error_fails_without_a_server(
+    connects: list[tuple[str, int]],
+) -> None:
+    hop = NextHop(ERROR, "no account begins with a dash", status="5.1.1")
+    with Remote(configuration(25)) as sending:
+        for _ in range(2):
+            assert sending.attempt(hop, b"me@here.test", {4: b"-v@here.test"}, CONTENT) == [
+                Verdict(
+                    Outcome(4, FAILED, "5.1.1", "no account begins with a dash", at=NOW),
+                    policy.STOP,
+                    MESSAGE,
+                )
+            ]
+    assert connects == []
 
 
 def test_too_many_recipients_and_no_message_ends() -> None:

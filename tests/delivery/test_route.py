@@ -5,11 +5,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from minisend.config import Config, Smarthost, Spool
-from minisend.delivery.route import MX, SMARTHOST, NextHop, route
+from minisend.delivery.route import ERROR, MX, SMARTHOST, NextHop, route
 
 
 def config(smarthost: Smarthost | None = None) -> Config:
-    return Config(file=None, spool=Spool("/nowhere"), hostname="here.example", smarthost=smarthost)
+    return Config(
+        file=None,
+        spool=Spool("/nowhere"),
+        hostname="host.here.example",
+        mail_domain="here.example",
+        smarthost=smarthost,
+    )
 
 
 @pytest.mark.parametrize(
@@ -21,9 +27,11 @@ def config(smarthost: Smarthost | None = None) -> Config:
         pytest.param(b'"a@b"@example.net', "example.net", id="quoted @"),
         pytest.param(b"a@[127.0.0.1]", "[127.0.0.1]", id="IPv4 literal"),
         pytest.param(b"a@[IPv6:2001:DB8::1]", "[ipv6:2001:db8::1]", id="IPv6 literal"),
-        pytest.param("a@bücher.example".encode(), "bücher.example", id="UTF-8"),
-        pytest.param(b"a@b\xfccher.example", "b\\xfccher.example", id="not UTF-8"),
+        pytest.param("a@bücher.example".encode(), "xn--bcher-kva.example", id="UTF-8"),
+        pytest.param("a@BÜCHER.example".encode(), "xn--bcher-kva.example", id="UTF-8, case"),
+        pytest.param("ä@example.net".encode(), "example.net", id="UTF-8 before the @"),
         pytest.param(b"root", "", id="no domain"),
+        pytest.param(b"-a@example.net", "example.net", id="a dash elsewhere"),
     ],
 )
 def test_without_smarthost_the_domain_is_the_next_hop(recipient: bytes, domain: str) -> None:
@@ -42,9 +50,46 @@ def test_a_smarthost_takes_everything(recipient: bytes, smarthost: Smarthost, na
     assert route(recipient, config(smarthost)) == NextHop(SMARTHOST, name, "")
 
 
+@pytest.mark.parametrize(
+    ("recipient", "reason"),
+    [
+        pytest.param(
+            b"a@b\xfccher.example",
+            '"a@b\\xfccher.example": the domain has no form in ASCII',
+            id="not UTF-8",
+        ),
+        pytest.param(
+            "a@bü..example".encode(),
+            '"a@bü..example": the domain has no form in ASCII',
+            id="an empty label",
+        ),
+    ],
+)
+def test_a_domain_that_cannot_be_looked_up_fails_unless_a_smarthost_takes_it(
+    recipient: bytes, reason: str
+) -> None:
+    assert route(recipient, config()) == NextHop(ERROR, reason, "", "5.1.2")
+    assert route(recipient, config(Smarthost(("a",)))) == NextHop(SMARTHOST, "[a]:587")
+
+
+@pytest.mark.parametrize("smarthost", [None, Smarthost(("a",))], ids=["MX", "smarthost"])
+@pytest.mark.parametrize("recipient", [b"-v@here.example", b"--@HERE.example", b"-@here.example"])
+def test_an_option_among_the_recipients_fails(
+    recipient: bytes, smarthost: Smarthost | None
+) -> None:
+    expected = NextHop(ERROR, "no account begins with a dash", "", "5.1.1")
+    assert route(recipient, config(smarthost)) == expected
+
+
+@pytest.mark.parametrize(
+    "recipient", [b"-v@host.here.example", b"a-v@here.example", b'"-v"@here.example']
+)
+def test_no_option_goes_its_way(recipient: bytes) -> None:
+    assert route(recipient, config(Smarthost(("a",)))) == NextHop(SMARTHOST, "[a]:587")
+
+
 @settings(max_examples=100, deadline=None)
-@given(st.binary())
+@given(st.one_of(st.binary(), st.text().map(str.encode)))
 def test_no_octets_break_it_and_equal_domains_are_one_key(recipient: bytes) -> None:
-    assert hash(route(b"x@" + recipient, config())) == hash(
-        route(b"x@" + recipient.upper(), config())
-    )
+    one, two = route(b"x@" + recipient, config()), route(b"x@" + recipient.upper(), config())
+    assert one == two or (one.kind, one.status, two.kind, two.status) == (ERROR, "5.1.2") * 2

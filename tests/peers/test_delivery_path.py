@@ -185,7 +185,8 @@ def test_without_a_configuration_of_its_own(
     give_away(home)
     # Of use to that user, if root did not look at whose it is.
     run_as_user = Program(tmp_path, wanted)
-    run_as_user.sendmail("bob@[127.0.0.1]", stdin=b"Subject: s\n\n")
+    # Of the null sender, so that nobody is told and nothing else goes out.
+    run_as_user.sendmail("-f", "<>", "bob@[127.0.0.1]", stdin=b"Subject: s\n\n")
     run_as_user.flush()
     assert mark.read_text() == "a program\n"
     mark.unlink()

@@ -361,16 +361,18 @@ def test_a_password_file_that_others_can_read_puts_off(
     ]
 
 
-def test_one_refused_recipient_of_three_does_not_touch_the_others(
+def test_a_refusal_that_nobody_can_be_told_is_kept_and_shown(
     start_postfix: StartPostfix, tmp_path: Path
 ) -> None:
     postfix = start_postfix(refusals={"bob@x.test": "550 5.1.1 no bob here"})
     program = Program(tmp_path, plain(postfix))
-    program.sendmail("ann@x.test", "bob@x.test", "carl@x.test", stdin=b"Subject: s\n\n")
+    program.sendmail(
+        *("-f", "<>", "ann@x.test", "bob@x.test", "carl@x.test"), stdin=b"Subject: s\n\n"
+    )
     assert program.flush() == (69, "0 delivered, 0 waiting, 1 failed")
     assert program.flush("--all") == (0, "nothing to deliver: the queue is empty")
-    assert [arrived.recipients for arrived in postfix.arrived()] == [
-        (b"ann@x.test", b"carl@x.test")
+    assert [(arrived.sender, arrived.recipients) for arrived in postfix.arrived()] == [
+        (b"", (b"ann@x.test", b"carl@x.test"))
     ]
     (message,) = program.queue()
     assert message["queue_name"] == "failed"

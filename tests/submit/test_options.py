@@ -78,7 +78,6 @@ def given(arguments: list[str]) -> dict[str, object]:
         (["-bs"], {"mode": "smtp"}),
         (["-bi"], {"mode": "newaliases"}),
         (["-I"], {"mode": "newaliases"}),
-        (["-q"], {"mode": "flush"}),
         (["--help"], {"mode": "help"}),
         (["--version"], {"mode": "version"}),
         # when to deliver

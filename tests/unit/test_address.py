@@ -182,6 +182,26 @@ def test_recipients_of_one_argument() -> None:
     assert parse_recipients(b"Name <a@x>, b, G: c@x;") == [b"a@x", b"b", b"c@x"]
 
 
+@pytest.mark.parametrize(
+    ("argument", "addresses"),
+    [
+        (b"<a@x,b@y>", [b"a@x", b"b@y"]),
+        (b" <a , far!b> ", [b"a", b"far!b"]),
+        (b"<@x,@y:u@z>", [b"u@z"]),
+        (b'<"a,b"@x>', [b'"a,b"@x']),
+        (b"<a@x>,<b@y>", [b"a@x", b"b@y"]),
+    ],
+)
+def test_a_list_in_one_pair_of_brackets(argument: bytes, addresses: list[bytes]) -> None:
+    """rmail writes that; a route or a quoted comma is none."""
+    assert parse_recipients(argument) == addresses
+
+
+def test_a_field_has_no_list_in_one_pair_of_brackets() -> None:
+    with pytest.raises(AddressError):
+        parse_list(b"<a@x,b@y>")
+
+
 @pytest.mark.parametrize("argument", [b"", b"  ", b",", b"(x)", b"undisclosed-recipients:;"])
 def test_an_argument_that_names_nobody(argument: bytes) -> None:
     with pytest.raises(AddressError, match=r"no address$"):
@@ -277,6 +297,8 @@ def test_check_refuses(bad: bytes, why: str) -> None:
         (b'"a@b"', (b'"a@b"', b"")),
         (b'"a@b"@c', (b'"a@b"', b"c")),
         (b"a@[IPv6:::1]", (b"a", b"[IPv6:::1]")),
+        (b'a@[x:"@y]', (b"a", b'[x:"@y]')),
+        (b'"a\\"@b"@c', (b'"a\\"@b"', b"c")),
         (b"", (b"", b"")),
     ],
     ids=repr,
