@@ -15,15 +15,15 @@ What can be told to nobody stays in queue/failed.  Recipients with NOTIFY=NEVER 
 
 A report's queue id is made from the message's id, the event and the recipients; that it was queued is noted in the
 message's file before the message is removed or attempted again.  So a crash at any point leads to the same report
-again, which is then found in the queue.  Limits: one that was queued, delivered and removed by another process before
-this one crashed short of the note is sent twice.
+again, which is then found in the queue, or is known to the run that has just sent it.  Limits: after a crash short of
+the note, one that another run delivers and removes before the message is claimed again is sent twice.
 
 The words of a report are ``message.dsn``'s; what has failed is ``delivery.policy``'s to say, when, ``delivery.retry``'s.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 
 from minisend.address import qualify, same
@@ -93,17 +93,29 @@ def reports(entry: Entry, config: Config, now: float, *, resumed: bool) -> list[
 
 
 def queue_report(
-    queue: Queue, entry: Entry, report: Report, config: Config, now: float, *, resumed: bool
+    queue: Queue,
+    entry: Entry,
+    report: Report,
+    config: Config,
+    now: float,
+    *,
+    resumed: bool,
+    seen: Collection[str] = (),
 ) -> bool:
     """Put the report into the queue, and note that in the message's file; both are durable after.
 
     ``resumed``  as for ``reports``: the report may be in the queue from before a crash, and is looked for
+    ``seen``     ids of reports that this run has found in the queue, and may have delivered and removed since
     True: the reader has it, or will.  False: there is nobody to tell, the message belongs into queue/failed.
     Raises SpoolError or OSError (the disk: keep the message, try again) and BrokenRecord (the message's file).
     """
     if report.to is None:
         return False
-    if not resumed or queue.find(report.queue_id, "new", "cur", "hold", "failed") is None:
+    queued = resumed and (
+        report.queue_id in seen
+        or queue.find(report.queue_id, "new", "cur", "hold", "failed") is not None
+    )
+    if not queued:
         try:
             # Only who holds the claim of the message builds its reports: what lies there is a crash's.
             disk.unlink(report.queue_id, queue.directory("tmp"))

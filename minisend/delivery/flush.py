@@ -12,7 +12,7 @@ final has the unlink as its record.
 import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NoReturn
 
 from minisend.address import qualify, split
@@ -168,7 +168,11 @@ class _NotRecorded(Exception):
 
 @dataclass(slots=True)
 class _Run:
-    """One flush at work.  ``places`` is what it goes through, and what new reports are added to."""
+    """One flush at work.
+
+    ``places``  what it goes through, and what new reports are added to
+    ``seen``    ids of the reports that it has had in hand
+    """
 
     config: Config
     selection: Selection
@@ -177,6 +181,7 @@ class _Run:
     queue: Queue
     remote: Remote
     places: list[Place]
+    seen: set[str] = field(default_factory=set)
 
     def take(self, place: Place, *, came_up: bool) -> None:
         """Claim the message and deliver it, if it is one of the selected or a report that this run has queued."""
@@ -189,6 +194,8 @@ class _Run:
             return
         with entry:
             if came_up or self._selected(entry):
+                if entry.envelope.uid < 0:
+                    self.seen.add(place.queue_id)
                 self._deliver(entry)
 
     def _selected(self, entry: Entry) -> bool:
@@ -347,7 +354,7 @@ class _Run:
         told = True
         for report in bounce.reports(entry, self.config, now, resumed=resumed):
             if not bounce.queue_report(
-                self.queue, entry, report, self.config, now, resumed=resumed
+                self.queue, entry, report, self.config, now, resumed=resumed, seen=self.seen
             ):
                 told = False
                 continue

@@ -9,7 +9,6 @@ alone, and the smarthost of its minisend is a sink of the test's.
 
 import ctypes
 import os
-import pwd
 import shutil
 import socket
 import subprocess
@@ -19,9 +18,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Self, TypeVar
 
-from minisend.admin.sink import Received, Sink
 from peers.process import wait_for
 from peers.unpacked import unavailable, unpacked
+
+from minisend.admin.sink import Received, Sink
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -30,8 +30,11 @@ T = TypeVar("T")
 _CLONE_NEWNET = 0x40000000  # sched.h
 
 # A uid that this machine will not have given to anybody.
-_UID = 54321
-_ACCOUNT = f"alice:x:{_UID}:{_UID}:Alice Example,,,:/home/alice:/bin/sh\n"
+_UIDS = {"root": 0, "alice": 54321, "logcheck": 54322}
+_HOMES = {"root": "/", "alice": "/home/alice", "logcheck": "/var/lib/logcheck"}
+_NAMES = {"alice": "Alice Example,,,", "logcheck": "logcheck system account,,,"}
+# What PAM does is no matter here, and a container may not set the login uid that cron asks it for.
+_PERMIT = "".join(f"{kind} required pam_permit.so\n" for kind in ("auth", "account", "session"))
 
 ENVIRONMENT = {
     "HOME": "/home/alice",
@@ -110,17 +113,22 @@ class Machine:
         self._log = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._log.bind(str(self.root / "dev/log"))
         (self.root / "dev/log").chmod(0o666)
-        self._log.setblocking(False)
-        self._logged = ""
+        self._logged: list[str] = []
+        # Always read: who writes to a full socket waits.
+        self._reader = threading.Thread(target=self._read_log, name="log", daemon=True)
+        self._reader.start()
         self.sink = self._in_its_network(lambda: Sink(b"sink.test"))
         self.sink.__enter__()
-        self._make_account()
+        self._make_accounts()
+        self._settle()
         self._install()
 
     def __exit__(self, *_: object) -> None:
         self.sink.__exit__()
-        self._log.close()
         self._end()
+        self._log.shutdown(socket.SHUT_RDWR)
+        self._reader.join()
+        self._log.close()
 
     def _end(self) -> None:
         """Process 1 ends with its input, and all others with it."""
@@ -149,13 +157,29 @@ class Machine:
         thread.join()
         return made[0]
 
-    def _make_account(self) -> None:
-        self.append("etc/passwd", _ACCOUNT)
-        self.append("etc/shadow", "alice:*:19000::::::\n")
-        self.append("etc/group", f"alice:x:{_UID}:\n")
-        home = self.root / "home/alice"
-        home.mkdir(parents=True)
-        os.chown(home, _UID, _UID)
+    def _make_accounts(self) -> None:
+        for user, name in _NAMES.items():
+            uid, home = _UIDS[user], _HOMES[user]
+            self._append("etc/passwd", f"{user}:x:{uid}:{uid}:{name}:{home}:/bin/sh\n")
+            self._append("etc/shadow", f"{user}:*:19000::::::\n")
+            self._append("etc/group", f"{user}:x:{uid}:\n")
+            directory = self.root / home[1:]
+            directory.mkdir(parents=True, exist_ok=True)
+            os.chown(directory, uid, uid)
+
+    def _settle(self) -> None:
+        """What the maintainer scripts of the programs would have done, as far as these tests need it."""
+        self.write("etc/hosts", "127.0.0.1 localhost here.test\n")
+        for service in ("atd", "cron", "crond", "cronie"):
+            self.write(f"etc/pam.d/{service}", _PERMIT)
+        if (self.root / "usr/sbin/atd").exists():
+            # The program belongs to the account daemon, and so must this.
+            daemon = (self.root / "usr/bin/at").stat()
+            self.write("var/spool/cron/atjobs/.SEQ", "0\n", 0o600)
+            os.chown(self.root / "var/spool/cron/atjobs/.SEQ", daemon.st_uid, daemon.st_gid)
+        for php in (self.root / "usr/bin").glob("php[0-9].[0-9]"):
+            (self.root / "usr/bin/php").unlink(missing_ok=True)
+            (self.root / "usr/bin/php").symlink_to(php.name)
 
     def _install(self) -> None:
         """As a package has it: byte-compiled, in a directory of its own, with the launcher at both paths."""
@@ -186,21 +210,17 @@ class Machine:
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(text)
         file.chmod(mode)
-        if user == "alice":
-            os.chown(file, _UID, _UID)
-        else:
-            assert pwd.getpwnam(user).pw_uid == 0
+        os.chown(file, _UIDS[user], _UIDS[user])
 
-    def append(self, path: str, text: str) -> None:
+    def _append(self, path: str, text: str) -> None:
         with (self.root / path).open("a") as file:
             file.write(text)
 
     def command(self, *arguments: str, user: str = "alice") -> list[str]:
         """What runs ``arguments`` there, as ``user``, in its home."""
-        home = "/home/alice" if user == "alice" else "/"
         return [
             *("nsenter", f"--target={self._pid}", "--mount", "--net", "--uts", "--ipc", "--pid"),
-            *(f"--root=/proc/{self._pid}/root", f"--wd=/proc/{self._pid}/root{home}"),
+            *(f"--root={self.root}", f"--wd={self.root}{_HOMES[user]}"),
             *("setpriv", f"--reuid={user}", f"--regid={user}", "--init-groups", "--", *arguments),
         ]
 
@@ -223,12 +243,14 @@ class Machine:
         )
 
     @contextmanager
-    def daemon(self, *arguments: str) -> Iterator[None]:
+    def daemon(
+        self, *arguments: str, environment: Mapping[str, str] | None = None
+    ) -> Iterator[None]:
         """Run a program there as root that stays in the foreground, and end it."""
         process = subprocess.Popen(
             self.command(*arguments, user="root"),
             stdin=subprocess.DEVNULL,
-            env={"PATH": ENVIRONMENT["PATH"]},
+            env={"PATH": ENVIRONMENT["PATH"], "HOME": "/root", **(environment or {})},
         )
         try:
             yield
@@ -236,13 +258,13 @@ class Machine:
             process.terminate()
             process.wait(30)
 
+    def _read_log(self) -> None:
+        while message := self._log.recv(65536):
+            self._logged.append(message.decode(errors="replace"))
+
     def log(self) -> str:
         """What was sent to syslog there so far, a line each."""
-        while True:
-            try:
-                self._logged += self._log.recv(65536).decode(errors="replace") + "\n"
-            except BlockingIOError:
-                return self._logged
+        return "\n".join(self._logged)
 
     def mail_for(self, recipient: str) -> Received:
         """The message that reaches the smarthost for ``recipient``; waits for it."""

@@ -33,7 +33,8 @@ MAIL_SEND = r"""
 use Mail::Send;
 my $to = shift;
 # It calls sendmail without -i and escapes nothing, so that there is no dot in its text.
-my $mail = Mail::Send->new(To => $to, Bcc => "hidden-$to", From => 'from@here.test');
+my $mail = Mail::Send->new(To => $to, Bcc => "hidden-$to");
+$mail->set('From', 'from@here.test');
 my $out = $mail->open('sendmail');
 print $out TEXT =~ s/^\.+/-/gmr;
 $out->close or exit 1;
@@ -41,8 +42,8 @@ $out->close or exit 1;
 NODEMAILER = r"""
 const to = process.argv[1];
 require('/usr/share/nodejs/nodemailer').createTransport({sendmail: true}).sendMail(
-    {envelope: {from: 'bounce@here.test', to: [to, 'hidden-' + to]}, encoding: '8bit',
-     from: 'from@here.test', to: to, bcc: 'hidden-' + to, text: TEXT, textEncoding: '8bit'},
+    {envelope: {from: 'bounce@here.test', to: [to, 'hidden-' + to]}, 
+     from: 'from@here.test', to: to, bcc: 'hidden-' + to, text: TEXT, textEncoding: 'base64'},
     (error) => { if (error) { console.log(error.message); process.exit(1); } });
 """
 

@@ -13,6 +13,9 @@ From 0123456789012345678901234567890123456789 Mon Sep 17 00:00:00 2001
 From: Alice <alice@here.test>
 Date: Mon, 23 Nov 2026 12:00:00 +0000
 Subject: [PATCH] x
+MIME-Version: 1.0
+Content-Type: text/plain; charset=utf-8
+Content-Transfer-Encoding: 8bit
 
 """
 
@@ -33,7 +36,7 @@ MAILERS = [
     ),
     pytest.param(
         words(
-            *("s-nail", "-n", "-:/", "-r", "alice@here.test"),
+            *("s-nail", "-:/", "-Sv15-compat", "-Smime-encoding=8b", "-r", "alice@here.test"),
             *("-s", "s-nail", "-b", "hidden-TO", "TO"),
         ),
         (4, b"message not sent"),
@@ -42,7 +45,7 @@ MAILERS = [
     pytest.param(
         words(
             *("mail.mailutils", "-n", "-a", "Content-Type: text/plain; charset=utf-8"),
-            *("-s", "mailutils", "-b", "hidden-TO", "TO"),
+            *("-a", "Bcc: hidden-TO", "-s", "mailutils", "TO"),
         ),
         (1, b"exited with a non-zero status"),
         id="mailutils",
@@ -56,7 +59,10 @@ MAILERS = [
         id="mutt",
     ),
     pytest.param(
-        words("mime-construct", "--to", "TO", "--bcc", "hidden-TO", "--file", "-"),
+        words(
+            *("mime-construct", "--to", "TO", "--bcc", "hidden-TO"),
+            *("--encoding", "8bit", "--file", "-"),
+        ),
         (75, b""),
         id="mime-construct",
     ),
@@ -93,10 +99,10 @@ def test_git_send_email(machine: Machine) -> None:
         *("git", "send-email", "--sendmail-cmd=/usr/sbin/sendmail", "--from=alice@here.test"),
         *("--envelope-sender=bounce@here.test", "--to=git@mail.test", "--cc=git-cc@mail.test"),
         *("--bcc=git-hidden@mail.test", "--suppress-cc=all", "--confirm=never", "--quiet"),
-        *("--8bit-encoding=UTF-8", "--transfer-encoding=8bit", "x.patch"),
+        *("--transfer-encoding=8bit", "x.patch"),
     ]
     done = machine.run(*command)
-    assert (done.returncode, done.stdout) == (0, b"")
+    assert (done.returncode, done.stdout) == (0, b"Sent [PATCH] x\n")
     mail = machine.mail_for("git@mail.test")
     assert mail.sender == b"bounce@here.test"
     assert mail.recipients == (b"git@mail.test", b"git-cc@mail.test", b"git-hidden@mail.test")

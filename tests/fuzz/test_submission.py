@@ -29,8 +29,8 @@ from minisend.submit import command
 from minisend.submit.options import parse
 
 _ALL = settings.default.max_examples
-_MANY = settings(max_examples=10 * _ALL, suppress_health_check=[HealthCheck.too_slow])
-_PROCESSES = settings(max_examples=_ALL, suppress_health_check=[HealthCheck.too_slow])
+_MANY = settings(max_examples=6 * _ALL, suppress_health_check=[HealthCheck.too_slow])
+_PROCESSES = settings(max_examples=_ALL // 2, suppress_health_check=[HealthCheck.too_slow])
 
 _FACTS = SubmissionFacts(None, Spool("/nowhere"), Submission())
 

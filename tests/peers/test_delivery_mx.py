@@ -72,9 +72,7 @@ def program(tmp_path: Path, nameserver: NameServer, servers: tuple[Postfix, Post
 def arrived_at(servers: tuple[Postfix, Postfix]) -> Callable[[], list[list[Arrived]]]:
     """What has arrived since the test began, at each of the two."""
     before = [len(server.arrived()) for server in servers]
-    return lambda: [
-        server.arrived()[count:] for server, count in zip(servers, before, strict=True)
-    ]
+    return lambda: [server.arrived()[count:] for server, count in zip(servers, before, strict=True)]
 
 
 @pytest.fixture

@@ -937,7 +937,7 @@ def test_default_spool(machine: Path) -> None:
         f"{machine}/home/.local/state/minisend"
     )
     assert spool_of({b"HOME": b"/x"}, USER, USER) == f"{machine}/home/.local/state/minisend"
-    assert spool_of(state, 0, 0) == "/root/.local/state/minisend"
+    assert spool_of(state, 0, 0) == pwd.getpwuid(0).pw_dir + "/.local/state/minisend"
     assert spool_of(state, USER, 0) == f"{machine}/home/.local/state/minisend"
 
 
