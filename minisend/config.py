@@ -598,8 +598,19 @@ def _typed(
         return _in_form(kind, value, default)
     except ValueError:
         # Somebody may have put the secret itself there: it must not reach a log.
-        got = "" if name in ("password_file", "credential") else f" (got {_shown(value)})"
+        got = "" if name in ("password_file", "credential") else f" (got {_shown(_culprit(kind, value))})"
         raise _wrong(path, text, table, name, f"expected {_expected(kind)}{got}") from None
+
+
+def _culprit(kind: "str | tuple[str, ...]", value: object) -> object:
+    """The first member of a list of addresses or hosts that is none, else the value itself."""
+    if isinstance(value, list) and kind in ("addresses", "hosts"):
+        for member in value:
+            try:
+                _in_form(kind, [member], None)
+            except ValueError:
+                return member
+    return value
 
 
 def _shown(value: object) -> str:

@@ -136,13 +136,13 @@ def flush_once(selection: "Selection", config_file: str | None, *, quiet: bool) 
         summary = flush(config, selection, log=log, progress=progress)
     if not quiet:
         try:
-            write(1, _summary_line(summary, config.spool.path) + "\n")
+            write(1, _summary_line(summary, selection, config.spool.path) + "\n")
         except BrokenPipeError:
             pass
     return summary.exit_code
 
 
-def _summary_line(summary: "Summary", spool: str) -> str:
+def _summary_line(summary: "Summary", selection: "Selection", spool: str) -> str:
     """What the flush came to, in words."""
     others = []
     if summary.skipped:
@@ -150,7 +150,9 @@ def _summary_line(summary: "Summary", spool: str) -> str:
     if summary.broken:
         others.append(f"{summary.broken} not readable, see the log")
     if not summary.tried:
-        return ", ".join(["nothing delivered", *others]) if others else _nothing_due(spool)
+        if others:
+            return ", ".join(["nothing delivered", *others])
+        return _nothing_tried(selection, spool)
     counts = [
         f"{summary.delivered} delivered",
         f"{summary.deferred} waiting",
@@ -159,8 +161,8 @@ def _summary_line(summary: "Summary", spool: str) -> str:
     return ", ".join(counts + others)
 
 
-def _nothing_due(spool: str) -> str:
-    """Why nothing was tried: the queue is empty, or all that is in it waits."""
+def _nothing_tried(selection: "Selection", spool: str) -> str:
+    """Why nothing was tried: the queue is empty, nothing in it was meant, or all that is in it waits."""
     from minisend.admin.listing import clock, open_queue
 
     queue = open_queue(spool)
@@ -170,6 +172,10 @@ def _nothing_due(spool: str) -> str:
         due = sorted(place.due for place in queue.places("new", "cur"))
     if not due:
         return "nothing to deliver: the queue is empty"
-    return (
-        f"nothing is due: {len(due)} waiting, the next attempt is at {clock(due[0], time.time())}"
-    )
+    if selection.domain or selection.id_part or selection.sender_part or selection.recipient_part:
+        return "nothing to deliver: no message matches"
+    now = time.time()
+    if due[0] <= now:
+        # It came, or its time did, after the flush had looked.
+        return f"nothing was due: {len(due)} waiting, the next attempt is due now"
+    return f"nothing is due: {len(due)} waiting, the next attempt is at {clock(due[0], now)}"

@@ -1,22 +1,39 @@
 """``sendmail -bv``: where each address would go, without sending anything and without asking anybody.
 
-One line an address, in sendmail's form: ``ADDRESS... deliverable: mailer KIND, host NEXT-HOP, user ADDRESS``.
+One line an address, in sendmail's form:
+
+    ADDRESS... deliverable: mailer KIND, host NEXT-HOP, user ADDRESS
+    ADDRESS... undeliverable: REASON
 """
 
 import posix
 
 from minisend.address import AddressError, parse_recipients, qualify
 from minisend.admin.terminal import printable, write
-from minisend.config import load
-from minisend.delivery.route import route
-from minisend.errors import UsageError
+from minisend.config import Config, load
+from minisend.delivery.mx import Unroutable, literal_address
+from minisend.delivery.route import ERROR, MX, NextHop, route
+from minisend.errors import DataError, UsageError
+
+# sysexits(3) EX_NOUSER; whatever else is wrong with an address is EX_DATAERR.
+_NO_USER = 67
 
 
 def verify(words: list[str], config_file: str | None) -> int:
-    """Print the fate of each address in ``words``; the exit code is that of the first bad one, or 0."""
+    """Print the fate of each address in ``words``; the exit code is that of the first bad one, or 0.
+
+    Raises UsageError without words, ConfigError, SystemFault.
+    """
     if not words:
         raise UsageError("no addresses to verify")
     config = load(config_file, posix.environ, posix.getuid(), posix.geteuid())
+    try:
+        return _verify(words, config)
+    except BrokenPipeError:
+        return 0  # the reader has all it wants
+
+
+def _verify(words: list[str], config: Config) -> int:
     code = 0
     for word in words:
         try:
@@ -27,7 +44,24 @@ def verify(words: list[str], config_file: str | None) -> int:
             continue
         for address in addresses:
             qualified = qualify(address, config.mail_domain.encode())
-            hop = route(qualified, config)
-            where = f"mailer {hop.kind}, host {hop.name}, user {printable(qualified)}"
-            write(1, f"{printable(address)}... deliverable: {where}\n")
+            hop = _hop(qualified, config)
+            if hop.kind == ERROR:
+                fate = f"undeliverable: {printable(hop.name)}"
+                code = code or (_NO_USER if hop.status == "5.1.1" else DataError.exit_code)
+            else:
+                fate = (
+                    f"deliverable: mailer {hop.kind}, host {hop.name}, user {printable(qualified)}"
+                )
+            write(1, f"{printable(address)}... {fate}\n")
     return code
+
+
+def _hop(address: bytes, config: Config) -> NextHop:
+    """As ``route``; an address literal that is none, which a look-up would find out, is an error here already."""
+    hop = route(address, config)
+    if hop.kind == MX and hop.domain.startswith("["):
+        try:
+            literal_address(hop.domain)
+        except Unroutable as exc:
+            return NextHop(ERROR, str(exc), status=exc.status)
+    return hop

@@ -11,22 +11,22 @@ final has the unlink as its record.
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import NoReturn
 
-from minisend.address import qualify, split
+from minisend.address import AddressError, qualify, split, to_ascii
 from minisend.config import Config
 from minisend.delivery import bounce, policy, retry, slots
 from minisend.delivery.outgoing import Outgoing
 from minisend.delivery.policy import Verdict
-from minisend.delivery.remote import Content, Remote
+from minisend.delivery.remote import MOST_RECIPIENTS, Content, Remote
 from minisend.delivery.route import ERROR, NextHop, route
 from minisend.envelope import FAILED, Outcome
 from minisend.errors import MinisendError, SpoolError, UsageError
 from minisend.log import Log, line
 from minisend.smtp.session import DsnRequest
-from minisend.spool.record import BrokenRecord
+from minisend.spool.record import BrokenRecord, UnknownVersion
 from minisend.spool.store import Entry, NoRoom, Place, Queue
 
 # RFC 5321 section 6.3: a message that has been through more servers than this goes in circles.
@@ -107,10 +107,10 @@ def flush(
             Queue(
                 config.spool.path, strict_sync=config.spool.sync == "each", report=report
             ) as queue,
-            Remote(config, before_connect=make_durable) as remote,
+            Remote(config, while_waiting=make_durable) as remote,
         ):
             queue.sweep(time.time())
-            places = _select(queue, config, selection)
+            places, missing = _select(queue, config, selection)
             run = _Run(config, selection, log, summary, queue, remote, places)
             selected = len(places)
             # Grows on the way by the reports: who sent a message waits for them.
@@ -120,6 +120,8 @@ def flush(
             # Before the goodbyes, which a server can draw out.
             queue.sync()
             progress(len(places), len(places))
+            if missing:
+                raise UsageError(f"{', '.join(missing)}: no such message waits in the queue")
     except OSError as exc:
         raise SpoolError(f"{config.spool.path}/queue: {exc.strerror}") from exc
     return summary
@@ -144,22 +146,28 @@ def background_flush(config: Config, log: Log) -> int:
                 return 0
 
 
-def _select(queue: Queue, config: Config, selection: Selection) -> list[Place]:
+def _select(queue: Queue, config: Config, selection: Selection) -> tuple[list[Place], list[str]]:
+    """What is to be looked at, and those of the ids that are not there."""
     if selection.ids:
-        found = []
-        for queue_id in selection.ids:
-            place = queue.find(queue_id, "new", "cur")
-            if place is None:
-                raise UsageError(f"{queue_id}: no such message waits in the queue")
-            found.append(place)
-        return found
+        found = {queue_id: queue.find(queue_id, "new", "cur") for queue_id in selection.ids}
+        return (
+            [place for place in found.values() if place is not None],
+            [queue_id for queue_id, place in found.items() if place is None],
+        )
     if selection == Selection():
-        return queue.due(time.time(), config.spool.retry_max)
+        return queue.due(time.time(), config.spool.retry_max), []
     part = selection.id_part.lower()
-    return sorted(
-        (place for place in queue.places("new", "cur") if part in place.queue_id.encode().lower()),
-        key=lambda place: (place.due, place.queue_id),
-    )
+    places = [p for p in queue.places("new", "cur") if part in p.queue_id.encode().lower()]
+    return sorted(places, key=lambda place: (place.due, place.queue_id)), []
+
+
+def _normal(domain: bytes) -> bytes:
+    """A domain as it is compared: A-labels, lower case, no final dot."""
+    domain = domain.removesuffix(b".")
+    try:
+        return split(to_ascii(b"x@" + domain))[1].lower()
+    except AddressError:
+        return domain.lower()
 
 
 class _NotRecorded(Exception):
@@ -185,6 +193,8 @@ class _Run:
 
     def take(self, place: Place, *, came_up: bool) -> None:
         """Claim the message and deliver it, if it is one of the selected or a report that this run has queued."""
+        if not (came_up or self._selected(place)):
+            return
         broken = self.summary.broken
         entry = self.queue.claim(place)
         if entry is None:
@@ -193,21 +203,30 @@ class _Run:
                 self.summary.skipped += self.summary.broken == broken
             return
         with entry:
-            if came_up or self._selected(entry):
-                if entry.envelope.uid < 0:
-                    self.seen.add(place.queue_id)
-                self._deliver(entry)
+            if entry.envelope.uid < 0:
+                self.seen.add(place.queue_id)
+            self._deliver(entry)
 
-    def _selected(self, entry: Entry) -> bool:
+    def _selected(self, place: Place) -> bool:
+        """Whether the message matches.  Looked at without a claim: that would keep it from another flusher."""
         selection = self.selection
-        if selection.sender_part.lower() not in entry.envelope.sender.lower():
-            return False
-        if not (selection.domain or selection.recipient_part):
+        if not (selection.domain or selection.recipient_part or selection.sender_part):
             return True
-        waiting = [self._address(entry, index).lower() for index in entry.pending]
+        try:
+            entry = self.queue.read(place)
+        except (BrokenRecord, UnknownVersion, OSError):
+            return True  # for the claim to find out and report
+        if entry is None:
+            return False
+        with entry:
+            if selection.sender_part.lower() not in entry.envelope.sender.lower():
+                return False
+            waiting = [self._address(entry, index) for index in entry.pending]
         if selection.domain:
-            waiting = [a for a in waiting if split(a)[1] == selection.domain.lower()]
-        return any(selection.recipient_part.lower() in address for address in waiting)
+            domain = _normal(selection.domain)
+            waiting = [address for address in waiting if _normal(split(address)[1]) == domain]
+        part = selection.recipient_part.lower()
+        return any(part in address.lower() for address in waiting)
 
     def _deliver(self, entry: Entry) -> None:
         summary = self.summary
@@ -254,46 +273,46 @@ class _Run:
 
     def _attempt(self, entry: Entry) -> bool:
         """One attempt for every pending recipient, recorded.  True when the message is delivered, and removed."""
-        groups = self._groups(entry)
         attempt = entry.attempts + 1
-        counts = False
-        for number, (hop, recipients) in enumerate(groups.items(), 1):
-            verdicts = self._ask(entry, hop, recipients)
-            # A fault of this machine says nothing about the server and does not advance the back-off.
-            counts = counts or any(verdict.scope != policy.LOCAL for verdict in verdicts)
-            outcomes = [verdict.outcome for verdict in verdicts]
-            for outcome in outcomes:
-                self._log_outcome(entry, outcome)
-            done = (
-                number == len(groups)
-                and _delivered([*entry.latest.values(), *outcomes])
-                and not bounce.asks_for_success(entry.envelope)
-            )
-            if done and self._removed(entry):
-                return True
-            try:
-                entry.record(outcomes, attempt if counts else entry.attempts)
-            except OSError as exc:
-                if any(map(_is_delivered, outcomes)):
-                    _hold(entry, exc)
-                # An attempt in which nobody took the message may be made again.
-                raise
-            if done:
-                return True
-            bounce.leave_success_to_next_hop(
-                entry,
-                [
-                    verdict.outcome.recipient
-                    for verdict in verdicts
-                    if verdict.reports and _is_delivered(verdict.outcome)
-                ],
-            )
+        counts = done = False
+        for hop, recipients in self._groups(entry).items():
+            waiting = dict(recipients)
+            for verdicts in self._verdicts(entry, hop, waiting):
+                # A fault of this machine says nothing about the server and does not advance the back-off.
+                counts = counts or any(verdict.scope != policy.LOCAL for verdict in verdicts)
+                for verdict in verdicts:
+                    self._log_outcome(entry, verdict.outcome)
+                    del waiting[verdict.outcome.recipient]
+                done = self._record(entry, verdicts, attempt if counts else entry.attempts)
+                if waiting:
+                    self._reserve(entry, waiting)
+        return done
+
+    def _record(self, entry: Entry, verdicts: list[Verdict], attempt: int) -> bool:
+        """Write down what has come of it, before anything else is tried.  True when the message is removed instead."""
+        outcomes = [verdict.outcome for verdict in verdicts]
+        latest = entry.latest | {outcome.recipient: outcome for outcome in outcomes}
+        everybody = len(latest) == len(entry.envelope.recipients)
+        done = everybody and all(map(_is_delivered, latest.values()))
+        if done and not bounce.asks_for_success(entry.envelope) and self._removed(entry):
+            return True
+        try:
+            entry.record(outcomes, attempt)
+        except OSError as exc:
+            if any(map(_is_delivered, outcomes)):
+                _hold(entry, exc)
+            # An attempt in which nobody took the message may be made again.
+            raise
+        bounce.leave_success_to_next_hop(
+            entry, [v.outcome.recipient for v in verdicts if v.reports and _is_delivered(v.outcome)]
+        )
         return False
 
-    def _ask(self, entry: Entry, hop: NextHop, recipients: dict[int, bytes]) -> list[Verdict]:
-        """One next hop's verdicts, with room on the disk for what they come to."""
-        # Here and not once for all hops: each record gives back what it did not need.
-        entry.reserve(len(recipients))
+    def _verdicts(
+        self, entry: Entry, hop: NextHop, waiting: dict[int, bytes]
+    ) -> Iterator[list[Verdict]]:
+        """One next hop's verdicts, as they come; ``waiting`` is kept by the caller."""
+        self._reserve(entry, waiting)
         try:
             outgoing = Outgoing(entry, self.config)
             if entry.facts is None:
@@ -303,12 +322,16 @@ class _Run:
                 loop = f"too many hops ({outgoing.hops} Received fields): a mail loop"
                 hop = NextHop(ERROR, loop, status="5.4.6")
             sender = self._qualified(entry, entry.envelope.sender)
-            return self.remote.attempt(hop, sender, recipients, _content(entry, outgoing))
+            yield from self.remote.attempt(hop, sender, waiting, _content(entry, outgoing))
         except (BrokenRecord, OSError):
             raise
         except Exception as exc:  # noqa: BLE001 - as any failure it waits longer each time
             bug = self._bug(entry, exc)
-            return [policy.judge(index, bug, at=time.time()) for index in recipients]
+            yield [policy.judge(index, bug, at=time.time()) for index in waiting]
+
+    def _reserve(self, entry: Entry, waiting: dict[int, bytes]) -> None:
+        # Before each transaction: each record gives back what it did not need.
+        entry.reserve(min(len(waiting), MOST_RECIPIENTS))
 
     def _bug(self, entry: Entry, exc: Exception) -> MinisendError:
         """What nobody has foreseen, logged with its traceback."""
@@ -406,11 +429,6 @@ class _Run:
 
 def _is_delivered(outcome: Outcome) -> bool:
     return outcome.final and outcome.action != FAILED
-
-
-def _delivered(outcomes: list[Outcome]) -> bool:
-    """The last outcome of each recipient is a delivery."""
-    return all(map(_is_delivered, {outcome.recipient: outcome for outcome in outcomes}.values()))
 
 
 def _hold(entry: Entry, why: OSError) -> NoReturn:

@@ -29,6 +29,9 @@ worse preference are dropped, for they would hand the message back (RFC 5321 sec
 
 Smarthosts are looked up with the system resolver: /etc/hosts counts and dnspython is not needed.
 
+Where no DNS server answers, each name would wait for its whole time in turn: after two names without
+any answer one is asked every ``CACHE_SECONDS``, and the others fail at once.
+
 Limits: an answer is believed for ``CACHE_SECONDS``, whatever its TTL.  The time of the system
 resolver is bounded by resolv.conf's own options, not here.
 """
@@ -94,12 +97,16 @@ class LookupFailed(Exception):
     """Seam: no answer to be had now; the text says why."""
 
 
+class NoAnswer(LookupFailed):
+    """Seam: no server said anything, for as long as it was given."""
+
+
 Query = Callable[[str, str, float], tuple[str, ...]]
 """The seam to the DNS: (name, "MX" | "A" | "AAAA", seconds) -> records.
 
 Name: lower case, no final dot.  Records in zone file form ("10 mx.example.org.", "192.0.2.1"), CNAMEs
-followed; () when the name has none of the kind.  Raises ``NoSuchName``, ``LookupFailed``; an
-``Unroutable`` goes through to the caller.
+followed; () when the name has none of the kind.  Raises ``NoSuchName``, ``LookupFailed``, ``NoAnswer``;
+an ``Unroutable`` goes through to the caller.
 """
 
 
@@ -140,6 +147,14 @@ def dns_query(settings: Dns) -> Query:
                 "no DNS server is known: name one in /etc/resolv.conf or set [dns] nameservers",
                 "4.3.5",
             ) from None
+        except (dns.resolver.LifetimeTimeout, dns.resolver.NoNameservers) as exc:
+            errors = [error[3] for error in exc.kwargs["errors"]]
+            # One sentence of dnspython's for each of up to a dozen tries says the same over and over.
+            said = [str(e) for e in errors if not isinstance(e, dns.exception.Timeout)]
+            servers = ", ".join(map(str, resolver.nameservers)) if resolver else ""
+            if said:
+                raise LookupFailed(f"{servers}: {', '.join(dict.fromkeys(said))}") from None
+            raise NoAnswer(f"no answer from {servers} within {seconds:.3g} s") from None
         except (dns.exception.DNSException, OSError) as exc:
             raise LookupFailed(str(exc)) from None
         return () if answer.rrset is None else tuple(record.to_text() for record in answer.rrset)
@@ -151,13 +166,16 @@ class Resolver:
     """Answers of the DNS, each asked for once: one object for a run.
 
     Failures are remembered too: a thousand messages for a domain whose servers are down wait for
-    its time-out once.
+    its time-out once, and a thousand domains for the one of our own DNS servers not much longer.
     """
 
     def __init__(self, query: Query, clock: Callable[[], float] = time.monotonic) -> None:
         self._query = query
         self._clock = clock
         self._answers: dict[tuple[str, str], tuple[float, tuple[str, ...] | Exception]] = {}
+        # Names that got no answer since the last one that did, and until when nobody is asked therefore.
+        self._unanswered: set[str] = set()
+        self._silence: tuple[float, NoAnswer] | None = None
 
     def deadline(self) -> float:
         """The moment at which the lookups for one next hop, begun now, must be over."""
@@ -170,6 +188,8 @@ class Resolver:
         if expires <= now:
             if deadline <= now:
                 raise LookupFailed(f"no time left to look up {name}")
+            if self._silence is not None and now < self._silence[0]:
+                raise self._silence[1].with_traceback(None)
             answer = self._ask(name, kind, deadline - now)
             self._answers[name, kind] = (self._clock() + CACHE_SECONDS, answer)
         if isinstance(answer, Exception):
@@ -180,10 +200,23 @@ class Resolver:
         # A backslash is an octet that no domain name has: of ours (NextHop.domain) or of the record's.
         if not name or "\\" in name:
             return NoSuchName()
+        answer: tuple[str, ...] | Exception
         try:
-            return self._query(name, kind, seconds)
+            answer = self._query(name, kind, seconds)
         except (NoSuchName, LookupFailed, Unroutable) as exc:
-            return exc
+            answer = exc
+        self._listen(name, answer, seconds)
+        return answer
+
+    def _listen(self, name: str, answer: tuple[str, ...] | Exception, seconds: float) -> None:
+        """Find out whether our servers are there at all: one name alone may be what makes them slow."""
+        if not isinstance(answer, NoAnswer):
+            self._unanswered.clear()
+            self._silence = None
+        elif seconds >= TRY_SECONDS:
+            self._unanswered.add(name)
+            if len(self._unanswered) > 1:
+                self._silence = (self._clock() + CACHE_SECONDS, answer)
 
     def addresses(self, host: str, deadline: float) -> list[str]:
         """IPv6 and IPv4 in turn (RFC 6724 prefers IPv6, RFC 5321 section 5.2 wants both tried).
@@ -281,10 +314,7 @@ def _mx_targets(
 def _mx_hosts(domain: str, resolver: Resolver, deadline: float) -> list[tuple[int, str]]:
     """Preference and host, best first; the domain itself where it has no MX."""
     if domain.startswith("["):
-        address = _ip(domain[1:-1].removeprefix("ipv6:"))
-        if not address:
-            raise Unroutable(f"{domain} is not an address literal of IPv4 or IPv6", "5.1.2")
-        return [(0, address)]
+        return [(0, literal_address(domain))]
     try:
         records = resolver.records(domain, "MX", deadline)
     except NoSuchName:
@@ -299,6 +329,14 @@ def _mx_hosts(domain: str, resolver: Resolver, deadline: float) -> list[tuple[in
         raise Unroutable(f"the domain {domain} does not accept mail (null MX, RFC 7505)", "5.1.10")
     # Beside others a "." is against RFC 7505 section 3, and says nothing that could be acted on.
     return sorted((p, host) for p, host in hosts if host) or [(0, domain)]
+
+
+def literal_address(domain: str) -> str:
+    """The address in an address literal as ``NextHop.domain`` has it (RFC 5321 section 4.1.3).  Raises ``Unroutable``."""
+    address = _ip(domain[1:-1].removeprefix("ipv6:"))
+    if not address:
+        raise Unroutable(f"{domain} is not an address literal of IPv4 or IPv6", "5.1.2")
+    return address
 
 
 def _smarthost_targets(smarthost: Smarthost) -> list[Target]:

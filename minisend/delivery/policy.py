@@ -57,13 +57,13 @@ from minisend.smtp.client import (
     GREETING,
     HELO,
     MAIL,
-    NOOP,
     QUIT,
     RCPT,
     RSET,
     STARTTLS,
     Answer,
 )
+from minisend.smtp.reply import Reply
 from minisend.smtp.session import Refused
 
 # Verdict.then
@@ -84,7 +84,6 @@ _SCOPES = {
     STARTTLS: SITE,
     AUTH: SITE,
     RSET: SITE,
-    NOOP: SITE,
     QUIT: SITE,
     MAIL: MESSAGE,
     RCPT: RECIPIENT,
@@ -112,6 +111,8 @@ _PHASE_DETAILS = {GREETING: "3.2", STARTTLS: "7.0", AUTH: "7.0"}
 _DIGITS = {RELAYED: "2", DELAYED: "4", FAILED: "5"}
 _TOO_MANY_RECIPIENTS = "5.3"
 _MISCONFIGURED = "4.3.5"
+# Octets of a reply, characters of an error: a server may send 64 KiB to each recipient, and more than this nobody reads.
+_SAID_LIMIT = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,7 +186,8 @@ def judge(
         return _judge_answer(recipient, result, remote_mta, at, others_accepted)
     action, then, scope = _judge_error(result)
     phase = _phase(result)
-    reason = " ".join(str(result).split()) or type(result).__name__
+    # An error may quote what a server said.
+    reason = " ".join(str(result)[:_SAID_LIMIT].split()) or type(result).__name__
     # An error of "connect" says itself whom it is about.
     if remote_mta and phase != "connect":
         reason = f"host {remote_mta}: {reason}" + (f" (during {phase})" if phase else "")
@@ -244,7 +246,7 @@ def _judge_error(error: MinisendError) -> tuple[str, str, str]:
 def _judge_answer(
     recipient: int, answer: Answer, remote_mta: str, at: float, others_accepted: bool
 ) -> Verdict:
-    phase, reply = answer.command, answer.reply
+    phase, reply = answer.command, _cut(answer.reply)
     action, then, scope = DELAYED, NEXT, _SCOPES[phase]
     detail = (
         reply.enhanced[2:]
@@ -257,7 +259,7 @@ def _judge_answer(
         action, then, scope = RELAYED, STOP, RECIPIENT
     elif reply.code == 421 or (phase == MAIL and reply.code in _SESSION_CODES):
         scope = SITE
-    elif phase == RCPT and _too_many(answer, others_accepted):
+    elif phase == RCPT and _too_many(reply, others_accepted):
         detail = _TOO_MANY_RECIPIENTS
         then = AGAIN if others_accepted else NEXT
     elif phase == AUTH and reply.permanent:
@@ -267,14 +269,15 @@ def _judge_answer(
         action, then = FAILED, STOP
     elif phase == GREETING:
         said = "refused to talk to us"
+    text = str(reply)
     return Verdict(
         Outcome(
             recipient,
             action,
             f"{_DIGITS[action]}.{detail}",
-            f"host {remote_mta or 'unknown'} {said}: {reply} (in reply to {phase})",
+            f"host {remote_mta or 'unknown'} {said}: {text} (in reply to {phase})",
             remote_mta=remote_mta,
-            diagnostic=f"smtp; {reply}",
+            diagnostic=f"smtp; {text}",
             command=phase,
             at=at,
         ),
@@ -283,10 +286,22 @@ def _judge_answer(
     )
 
 
-def _too_many(answer: Answer, others_accepted: bool) -> bool:
+def _cut(reply: Reply) -> Reply:
+    """The reply with the first _SAID_LIMIT octets of its text, before anything is made of it that costs more the longer it is."""
+    room = _SAID_LIMIT
+    lines = []
+    for line in reply.lines:
+        if room <= 0:
+            break
+        lines.append(line[:room])
+        room -= len(line) + 1
+    return Reply(reply.code, tuple(lines))
+
+
+def _too_many(reply: Reply, others_accepted: bool) -> bool:
     """Servers that say 552 follow RFC 821; one that gives another enhanced status means what that says."""
-    enhanced = answer.reply.enhanced
-    return answer.reply.code in (452, 552) and (
+    enhanced = reply.enhanced
+    return reply.code in (452, 552) and (
         enhanced[2:] == _TOO_MANY_RECIPIENTS or (not enhanced and others_accepted)
     )
 

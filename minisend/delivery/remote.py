@@ -7,7 +7,7 @@ queue file is known here.
 
 import os
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 from minisend.config import Config
@@ -16,12 +16,14 @@ from minisend.delivery.mx import Target
 from minisend.delivery.policy import Verdict
 from minisend.delivery.route import SMARTHOST, NextHop
 from minisend.delivery.secrets import credentials
-from minisend.errors import ConfigError, LocalProtocolError, MinisendError
+from minisend.errors import ConfigError, MinisendError, NetworkError
 from minisend.smtp.session import Deadlines, DsnRequest, Session
 from minisend.smtp.stream import HandshakeError, connect
 
 # RFC 5321 section 4.5.3.1.8: every server takes as many recipients in one transaction.
 _RECIPIENTS = 100
+# More are not sent in one, whatever a server says it takes (RFC 9422): for each, room is reserved for its outcome.
+MOST_RECIPIENTS = 1000
 _NO_REQUEST = DsnRequest()
 # Sessions kept open at a time; the one unused for longest is closed for a further one.
 _KEPT_SESSIONS = 10
@@ -49,7 +51,8 @@ class Remote:
     """The connections of one run.
 
     ``trace``           gets the lines of each dialogue, without secrets
-    ``before_connect``  called before each connection, which may take its time: for what must not wait so long
+    ``while_waiting``   called before each connection and each second that a server lets us wait: for what must not
+                        wait longer
     """
 
     def __init__(
@@ -57,11 +60,11 @@ class Remote:
         config: Config,
         *,
         trace: Callable[[str], None] | None = None,
-        before_connect: Callable[[], None] = lambda: None,
+        while_waiting: Callable[[], None] = lambda: None,
     ) -> None:
         self._config = config
         self._trace = trace
-        self._before_connect = before_connect
+        self._while_waiting = while_waiting
         self._deadlines = Deadlines()
         self._resolver = mx.Resolver(mx.dns_query(config.dns))
         self._sessions: dict[NextHop, tuple[Target, Session]] = {}
@@ -77,28 +80,20 @@ class Remote:
 
     def attempt(
         self, hop: NextHop, sender: bytes, recipients: dict[int, bytes], content: Content
-    ) -> list[Verdict]:
-        """One verdict for each of ``recipients`` (index → qualified address), in their order.
+    ) -> Iterator[list[Verdict]]:
+        """A verdict for each of ``recipients`` (index → qualified address), once.
 
-        What reading the content raises goes through, with the session closed, unless some have had it before.
+        Comes in parts: whom a transaction has settled, to be recorded before the next one begins; at the end
+        all who have to wait.  What reading the content raises goes through, with the session closed.
         """
         if hop in self._unreachable:
-            return [_for(index, self._unreachable[hop]) for index in recipients]
-        latest: dict[int, Verdict] = {}
+            yield [_for(index, self._unreachable[hop]) for index in recipients]
+            return
         waiting = dict(recipients)
-        try:
-            self._ask(hop, sender, waiting, content, latest)
-        except Exception as error:
-            if len(waiting) == len(recipients):
-                raise
-            # What became of the others must be recorded, or they would get it again.
-            fault = LocalProtocolError(f"the message could not be sent to all: {error}")
-            self._judge(waiting, latest, fault, "")
-        if hop not in self._sessions and all(
-            verdict.scope in (policy.SITE, policy.LOCAL) for verdict in latest.values()
-        ):
-            self._unreachable[hop] = next(iter(latest.values()))
-        return [latest[index] for index in recipients]
+        latest: dict[int, Verdict] = {}
+        yield from self._ask(hop, sender, waiting, content, latest)
+        if waiting:
+            yield [latest[index] for index in waiting]
 
     def _ask(
         self,
@@ -107,20 +102,22 @@ class Remote:
         waiting: dict[int, bytes],
         content: Content,
         latest: dict[int, Verdict],
-    ) -> None:
-        """Ask the kept session, then one server after the other, until nobody waits."""
+    ) -> Iterator[list[Verdict]]:
+        """Ask the kept session, then one server after the other, until nobody waits; gives whom that settles."""
         asked: Target | None = None
+        reached = False
         kept = self._sessions.pop(hop, None)
         if kept is not None:
-            self._transactions(hop, *kept, sender, waiting, content, latest)
+            yield from self._transactions(hop, *kept, sender, waiting, content, latest)
             # A server may have closed a session that waited.  Then it was asked nothing, and is asked afresh.
             if all(latest[index].scope != policy.SITE for index in waiting):
                 asked = kept[0]
+                reached = True
         try:
             targets = mx.targets(hop, self._config, self._resolver) if waiting else []
         except MinisendError as error:
             targets = []
-            self._judge(waiting, latest, error, "")
+            yield from self._judge(waiting, latest, error, "")
         for target in targets:
             if target == asked:
                 continue
@@ -128,13 +125,19 @@ class Remote:
                 session = self._open(hop, target)
             except ConfigError as error:
                 # Found out before anybody was asked.
-                self._judge(waiting, latest, error, "")
+                yield from self._judge(waiting, latest, error, "")
             except MinisendError as error:
-                self._judge(waiting, latest, error, target.remote_mta)
+                yield from self._judge(waiting, latest, error, target.remote_mta)
             else:
-                self._transactions(hop, target, session, sender, waiting, content, latest)
+                reached = True
+                yield from self._transactions(
+                    hop, target, session, sender, waiting, content, latest
+                )
             if not waiting:
                 break
+        # Not when a session was had and lost: that may have been this message's doing.
+        if not reached and all(v.scope in (policy.SITE, policy.LOCAL) for v in latest.values()):
+            self._unreachable[hop] = next(iter(latest.values()))
 
     def _open(self, hop: NextHop, target: Target) -> Session:
         """A session ready for a message.  Raises SmtpError, ConfigError."""
@@ -157,9 +160,9 @@ class Remote:
         settings = smarthost or self._config.delivery
         if self._trace is not None:
             self._trace(f"-- connecting to {target.remote_mta}")
-        self._before_connect()
+        self._while_waiting()
         session = Session(
-            connect(target.address, target.port, self._deadlines.connect),
+            connect(target.address, target.port, self._deadlines.connect, self._while_waiting),
             hello=self._config.hostname.encode("ascii", "replace"),
             tls=level or settings.tls,
             tls_context=context,
@@ -183,33 +186,43 @@ class Remote:
         waiting: dict[int, bytes],
         content: Content,
         latest: dict[int, Verdict],
-    ) -> None:
-        """Send to as many of ``waiting`` as this server takes; what is settled leaves ``waiting``."""
+    ) -> Iterator[list[Verdict]]:
+        """Send to as many of ``waiting`` as this server takes; what is settled leaves ``waiting``, and is given."""
         todo = list(waiting)
-        while todo and session.usable:
-            limit = session.extensions.rcpt_max or _RECIPIENTS
-            batch, todo = todo[:limit], todo[limit:]
-            results = session.send(
-                sender,
-                [waiting[index] for index in batch],
-                content.octets(),
-                size=content.size,
-                eight_bit=content.eight_bit,
-                ret=content.ret,
-                envid=content.envid,
-                dsn=[content.dsn.get(index, _NO_REQUEST) for index in batch],
+        try:
+            while todo and session.usable:
+                limit = min(session.extensions.rcpt_max or _RECIPIENTS, MOST_RECIPIENTS)
+                batch, todo = todo[:limit], todo[limit:]
+                results = session.send(
+                    sender,
+                    [waiting[index] for index in batch],
+                    content.octets(),
+                    size=content.size,
+                    eight_bit=content.eight_bit,
+                    ret=content.ret,
+                    envid=content.envid,
+                    dsn=[content.dsn.get(index, _NO_REQUEST) for index in batch],
+                )
+                verdicts = policy.judge_transaction(
+                    batch,
+                    results,
+                    remote_mta=target.remote_mta,
+                    at=time.time(),
+                    reports=session.extensions.dsn,
+                )
+                settled = _settle(waiting, latest, verdicts)
+                if settled:
+                    yield settled
+                    # Only while each transaction settles somebody: a server may take some recipients and then no message.
+                    todo = [v.outcome.recipient for v in verdicts if v.then == policy.AGAIN] + todo
+        except BaseException:
+            session.close()
+            raise
+        if todo:
+            ended = NetworkError("the session ended before it was this recipient's turn")
+            yield from self._judge(
+                {index: waiting[index] for index in todo}, latest, ended, target.remote_mta
             )
-            verdicts = policy.judge_transaction(
-                batch,
-                results,
-                remote_mta=target.remote_mta,
-                at=time.time(),
-                reports=session.extensions.dsn,
-            )
-            _settle(waiting, latest, verdicts)
-            # Only while each transaction settles somebody: a server may take some recipients and then no message.
-            if any(index not in waiting for index in batch):
-                todo = [v.outcome.recipient for v in verdicts if v.then == policy.AGAIN] + todo
         self._keep(hop, target, session)
 
     def _keep(self, hop: NextHop, target: Target, session: Session) -> None:
@@ -228,23 +241,29 @@ class Remote:
         latest: dict[int, Verdict],
         error: MinisendError,
         remote_mta: str,
-    ) -> None:
+    ) -> Iterator[list[Verdict]]:
         now = time.time()
-        _settle(
+        settled = _settle(
             waiting,
             latest,
             [policy.judge(index, error, remote_mta=remote_mta, at=now) for index in waiting],
         )
+        if settled:
+            yield settled
 
 
 def _settle(
     waiting: dict[int, bytes], latest: dict[int, Verdict], verdicts: Iterable[Verdict]
-) -> None:
+) -> list[Verdict]:
+    """Take the verdicts for the latest; those who need no further try leave ``waiting``, and are returned."""
+    settled = []
     for verdict in verdicts:
         index = verdict.outcome.recipient
         latest[index] = verdict.after(latest.get(index))
         if verdict.then == policy.STOP:
             del waiting[index]
+            settled.append(latest[index])
+    return settled
 
 
 def _for(index: int, verdict: Verdict) -> Verdict:

@@ -43,7 +43,6 @@ RCPT = "RCPT TO"
 DATA = "DATA"
 END_OF_DATA = "end of data"
 RSET = "RSET"
-NOOP = "NOOP"
 QUIT = "QUIT"
 
 
@@ -101,9 +100,6 @@ TRANSITIONS = {
     DATA: Transition(_in(_S.RCPT), _S.DATA, {3: _S.DATA, 4: None, 5: None}),
     END_OF_DATA: Transition(_in(_S.DATA), _S.READY, {2: _S.READY, 4: _S.READY, 5: _S.READY}),
     RSET: Transition(_in(_S.READY, _S.MAIL, _S.RCPT), _S.READY, {2: _S.READY, 4: None, 5: None}),
-    NOOP: Transition(
-        _in(_S.GREETED, _S.READY, _S.MAIL, _S.RCPT), None, {2: None, 4: None, 5: None}
-    ),
     QUIT: Transition(
         _in(_S.START, _S.GREETED, _S.READY, _S.MAIL, _S.RCPT),
         _S.CLOSED,
@@ -344,10 +340,6 @@ class Connection:
     def rset(self) -> None:
         """Give the transaction up."""
         self._command(RSET, b"RSET")
-
-    def noop(self) -> None:
-        """Ask for a sign of life."""
-        self._command(NOOP, b"NOOP")
 
     def quit(self) -> None:
         """The last command."""

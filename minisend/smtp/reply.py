@@ -67,11 +67,6 @@ class Reply:
         return self.code < 400
 
     @property
-    def transient(self) -> bool:
-        """4yz: the same may work later."""
-        return self.code // 100 == 4
-
-    @property
     def permanent(self) -> bool:
         """5yz: do not try the same again."""
         return self.code // 100 == 5

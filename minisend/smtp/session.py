@@ -154,8 +154,6 @@ class Session:
     ``auth``         "auto" or the mechanism to use
     ``trace``        gets each line of the dialogue, without secrets
     ``allow_cleartext``  let a password go over a connection without TLS
-    ``check_certificate``  called with the server's certificate (DER) after the handshake, before anything is
-                     said over it; raises ``TlsError`` to refuse it (fingerprints)
     """
 
     def __init__(
@@ -171,7 +169,6 @@ class Session:
         deadlines: Deadlines | None = None,
         trace: Callable[[str], None] | None = None,
         allow_cleartext: bool = False,
-        check_certificate: Callable[[bytes], None] | None = None,
     ) -> None:
         if tls not in _TLS_LEVELS:
             raise LocalProtocolError(f"not a level of TLS: {tls!r}")  # and must not pass for "none"
@@ -185,7 +182,6 @@ class Session:
         self._deadlines = deadlines or Deadlines()
         self._trace = trace
         self._allow_cleartext = allow_cleartext
-        self._check_certificate = check_certificate
         self._connection = Connection(trace)
         self._answers: deque[Answer] = deque()  # read, not asked for yet
         self._fault: SmtpError | None = None  # what ended the session, due when _answers is empty
@@ -344,8 +340,6 @@ class Session:
             if self._tls_context is None:
                 raise LocalProtocolError("no TLS context")
             self._stream.start_tls(self._tls_context, self._server_name, self._deadlines.starttls)
-            if self._check_certificate is not None:
-                self._check_certificate(self._stream.peer_certificate())
         except SmtpError as error:
             if isinstance(error, HandshakeError):
                 error.plain_text_allowed = self._tls == "opportunistic"

@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 
 READ_SIZE = 64 * 1024
 
+#: Seconds of waiting at a time.
+_PATIENCE = 1.0
+
 #: One TLS record, and the step by which a write makes progress.
 _WRITE_SIZE = 16 * 1024
 
@@ -70,12 +73,22 @@ class HandshakeError(TlsError):
 
 
 class Stream:
-    """A connected stream socket.  ``name`` says in errors who is at the other end."""
+    """A connected stream socket.
 
-    def __init__(self, connected: socket.socket, name: str = "server") -> None:
+    ``name``           says in errors who is at the other end
+    ``while_waiting``  called each second in which nothing can be read or written
+    """
+
+    def __init__(
+        self,
+        connected: socket.socket,
+        name: str = "server",
+        while_waiting: Callable[[], None] = lambda: None,
+    ) -> None:
         connected.setblocking(False)
         self._socket = connected
         self._name = name
+        self._while_waiting = while_waiting
         self._encrypted = False
 
     @property
@@ -91,10 +104,6 @@ class Stream:
         connection = self._tls_socket()
         cipher = connection.cipher()
         return f"{connection.version()} {cipher[0] if cipher else 'no cipher'}"
-
-    def peer_certificate(self) -> bytes:
-        """The server's certificate in DER, whether it was verified or not; ``b""`` without TLS."""
-        return (self._tls_socket().getpeercert(binary_form=True) or b"") if self._encrypted else b""
 
     def read(self, limit: int, timeout: float) -> bytes:
         """At least one and at most ``limit`` octets, ``b""`` at end of file; waits up to ``timeout`` seconds.
@@ -236,37 +245,43 @@ class Stream:
     def _wait(self, events: int, deadline: float) -> None:
         poll = select.poll()
         poll.register(self._socket, events)
-        if not poll.poll(ceil(max(0.0, deadline - monotonic()) * 1000)):
-            raise NetworkError("timed out")
+        while True:
+            left = max(0.0, deadline - monotonic())
+            if poll.poll(ceil(min(left, _PATIENCE) * 1000)):
+                return
+            if left <= _PATIENCE:
+                raise NetworkError("timed out")
+            self._while_waiting()
 
 
-def connect(address: str, port: int, timeout: float) -> Stream:
-    """Connect to one address: IPv4, IPv6 (no brackets, a scope allowed) or, beginning with "/", a unix socket's path.
+def connect(
+    address: str,
+    port: int,
+    timeout: float,
+    while_waiting: Callable[[], None] = lambda: None,
+) -> Stream:
+    """Connect to one address: IPv4 or IPv6 (no brackets, a scope allowed).
 
     Names are not resolved.  Raises ``NetworkError`` with status 4.4.1 and phase "connect".
     """
     deadline = monotonic() + timeout
-    name = address if address.startswith("/") else f"[{address}]:{port}"
-    family = socket.AF_UNIX
-    target: object = address
-    if not address.startswith("/"):
-        try:
-            family, _, _, _, target = socket.getaddrinfo(
-                address,
-                port,
-                type=socket.SOCK_STREAM,
-                flags=socket.AI_NUMERICHOST | socket.AI_NUMERICSERV,
-            )[0]
-        except (OSError, ValueError) as error:
-            raise blame(LocalProtocolError(f"not an IP address: {address!r}"), "connect") from error
+    name = f"[{address}]:{port}"
+    try:
+        family, _, _, _, target = socket.getaddrinfo(
+            address,
+            port,
+            type=socket.SOCK_STREAM,
+            flags=socket.AI_NUMERICHOST | socket.AI_NUMERICSERV,
+        )[0]
+    except (OSError, ValueError) as error:
+        raise blame(LocalProtocolError(f"not an IP address: {address!r}"), "connect") from error
     connecting: socket.socket | None = None
     try:
         connecting = socket.socket(family, socket.SOCK_STREAM)
-        if family != socket.AF_UNIX:
-            # Every write is a whole command, flight or piece: Nagle's algorithm could only delay it.
-            connecting.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        stream = Stream(connecting, name)
-        code = connecting.connect_ex(target)  # type: ignore[arg-type]  # getaddrinfo's own form, or a path
+        # Every write is a whole command, flight or piece: Nagle's algorithm could only delay it.
+        connecting.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        stream = Stream(connecting, name, while_waiting)
+        code = connecting.connect_ex(target)
         if code == errno.EINPROGRESS:
             stream._wait(select.POLLOUT, deadline)
             code = connecting.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)

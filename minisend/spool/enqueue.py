@@ -134,6 +134,8 @@ def enqueue(queue: int, envelope: Envelope, message: "Iterable[bytes]", limit: i
             ours = False
             raise SpoolError(f"queue/tmp/{name}: {exc.strerror}") from exc
         _write(fd, envelope, message, limit)
+        # Until this ends, well or not, the name it will have is no message that a flusher could take.
+        disk.lock(fd)
         _publish(name, tmp, queue)
     except BaseException as exc:
         # Also when a signal came before the descriptor was ours to close.

@@ -139,7 +139,8 @@ def _text(value: str) -> bytes:
 
 def _short(value: str) -> bytes:
     """``_text``, cut to _TEXT_LIMIT octets, never inside an escape."""
-    octets = _text(value)
+    # A character has at least one octet: what lies beyond that many of them need not be escaped to be cut off.
+    octets = _text(value[:_TEXT_LIMIT])
     if len(octets) > _TEXT_LIMIT:
         octets = octets[:_TEXT_LIMIT]
         if b"\\" in octets[-3:]:

@@ -46,10 +46,15 @@ _GROUP_COUNT = 100
 _GROUP_SECONDS = 1.0
 # A file in tmp is some process's message while it is being received; after this long it is a crash's.
 _TMP_AGE = 36 * 3600
+# Seconds since the epoch have ten digits until 2286, eleven until 5138.
+_TIME_DIGITS = 11
 
 
 class Place:
-    """One name in the queue: ``state`` (directory), ``name`` (in it), ``queue_id``, ``due`` (seconds; 0 in new)."""
+    """One name in the queue: ``state`` (directory), ``name`` (in it), ``queue_id``, ``due`` (seconds; 0 in new).
+
+    A time of more than _TIME_DIGITS is nobody's, and no calendar has it: such a name is due now, 0.
+    """
 
     __slots__ = ("due", "name", "queue_id", "state")
 
@@ -59,7 +64,7 @@ class Place:
         self.state = state
         self.name = name
         self.queue_id = queue_id if timed else name
-        self.due = float(when) if timed else 0.0
+        self.due = float(when) if timed and len(when) <= _TIME_DIGITS else 0.0
 
     def __repr__(self) -> str:
         return f"Place({self.state}/{self.name})"

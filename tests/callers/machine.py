@@ -9,7 +9,9 @@ alone, and the smarthost of its minisend is a sink of the test's.
 
 import ctypes
 import os
+import quopri
 import shutil
+import signal
 import socket
 import subprocess
 import threading
@@ -105,8 +107,7 @@ class Machine:
         return self
 
     def _made(self) -> None:
-        parent = self._process.pid
-        [self._pid] = Path(f"/proc/{parent}/task/{parent}/children").read_text().split()
+        [self._pid] = _children(self._process.pid)
         # Process 1 is still the shell's, with the root of this machine, until it has become cat.
         wait_for("process 1", lambda: Path(f"/proc/{self._pid}/comm").read_text() == "cat\n")
         self.root = Path(f"/proc/{self._pid}/root")
@@ -208,6 +209,8 @@ class Machine:
         """A file there."""
         file = self.root / path
         file.parent.mkdir(parents=True, exist_ok=True)
+        # From here an absolute link there leads to a file of this machine.
+        file.unlink(missing_ok=True)
         file.write_text(text)
         file.chmod(mode)
         os.chown(file, _UIDS[user], _UIDS[user])
@@ -255,7 +258,9 @@ class Machine:
         try:
             yield
         finally:
-            process.terminate()
+            # nsenter stays as the parent of what it runs, and ends with that.
+            for child in _children(process.pid):
+                os.kill(child, signal.SIGTERM)
             process.wait(30)
 
     def _read_log(self) -> None:
@@ -277,9 +282,17 @@ class Machine:
         return mail
 
 
+def _children(parent: int) -> list[int]:
+    """The child processes of one that has a single thread."""
+    return [int(pid) for pid in Path(f"/proc/{parent}/task/{parent}/children").read_text().split()]
+
+
 def body(mail: Received) -> bytes:
-    """Its body with LF line ends."""
-    return mail.octets.partition(b"\r\n\r\n")[2].replace(b"\r\n", b"\n")
+    """Its body with LF line ends, and quoted-printable undone."""
+    octets = mail.octets.partition(b"\r\n\r\n")[2]
+    if values(mail, "Content-Transfer-Encoding") == ["quoted-printable"]:
+        octets = quopri.decodestring(octets)
+    return octets.replace(b"\r\n", b"\n")
 
 
 def values(mail: Received, name: str) -> list[str]:

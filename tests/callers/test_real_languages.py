@@ -42,8 +42,8 @@ $out->close or exit 1;
 NODEMAILER = r"""
 const to = process.argv[1];
 require('/usr/share/nodejs/nodemailer').createTransport({sendmail: true}).sendMail(
-    {envelope: {from: 'bounce@here.test', to: [to, 'hidden-' + to]}, 
-     from: 'from@here.test', to: to, bcc: 'hidden-' + to, text: TEXT, textEncoding: 'base64'},
+    {envelope: {from: 'bounce@here.test', to: [to, 'hidden-' + to]},
+     from: 'from@here.test', to: to, bcc: 'hidden-' + to, text: TEXT},
     (error) => { if (error) { console.log(error.message); process.exit(1); } });
 """
 

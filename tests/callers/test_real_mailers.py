@@ -96,8 +96,13 @@ def test_git_send_email(machine: Machine) -> None:
     """A patch with a lone dot, for three recipients; of a sendmail that fails git has the exit code."""
     machine.write("home/alice/x.patch", (PATCH + TEXT).decode(), user="alice")
     command = [
-        *("git", "send-email", "--sendmail-cmd=/usr/sbin/sendmail", "--from=alice@here.test"),
-        *("--envelope-sender=bounce@here.test", "--to=git@mail.test", "--cc=git-cc@mail.test"),
+        *("git", "send-email", "--sendmail-cmd=/usr/sbin/sendmail"),
+        *(
+            "--from=Alice <alice@here.test>",
+            "--envelope-sender=bounce@here.test",
+            "--to=git@mail.test",
+            "--cc=git-cc@mail.test",
+        ),
         *("--bcc=git-hidden@mail.test", "--suppress-cc=all", "--confirm=never", "--quiet"),
         *("--transfer-encoding=8bit", "x.patch"),
     ]

@@ -4,9 +4,9 @@ import os
 from collections.abc import Mapping
 
 import pytest
+from peers.process import wait_for
 
 from callers.machine import NO_SPOOL, Machine, body, values
-from peers.process import wait_for
 
 # What a job prints: a lone dot, octets above 127, no end of the last line.
 JOB = r"printf '.\ngr\303\274n'"
@@ -17,8 +17,8 @@ def crontab(machine: Machine, to: str, environment: Mapping[str, str] | None = N
     """Give alice a job that runs once, when the daemon starts."""
     lines = [f"{name}={value}" for name, value in (environment or {}).items()]
     text = "\n".join([*lines, f"MAILTO={to},second-{to}", f"@reboot {JOB}", ""])
-    # One that has run such jobs says so, to run them once in the life of a system.
-    for path in ("run/crond.reboot", "run/crond.pid", "var/run/cron.reboot"):
+    # One that has run such jobs says so, to run them once in the life of a system; its last job may hold its lock.
+    for path in ("run/crond.reboot", "run/cron.reboot", "run/crond.pid"):
         (machine.root / path).unlink(missing_ok=True)
     (machine.root / "var/spool/cron/crontabs").chmod(0o755)
     machine.write("var/spool/cron/crontabs/alice", text, 0o600, user="alice")
@@ -80,6 +80,11 @@ def test_sudo(machine: Machine) -> None:
         "alice ALL=(ALL) ALL\n",
         0o440,
     )
+    # Without the seconds that a wrong password costs.
+    machine.write(
+        "etc/pam.d/sudo",
+        "auth required pam_unix.so nodelay\naccount required pam_permit.so\nsession required pam_permit.so\n",
+    )
     refused = machine.run("sudo", "-S", "-p", "", "true", stdin=b"wrong\n")
     assert refused.returncode == 1
     assert refused.stdout.strip() == b"sudo: 1 incorrect password attempt"
@@ -107,8 +112,6 @@ def test_logcheck(machine: Machine) -> None:
         )
         return done.returncode, done.stdout
 
-    (machine.root / "run/lock/logcheck").mkdir()
-    (machine.root / "run/lock/logcheck").chmod(0o777)
     assert logcheck("logcheck@mail.test", {}) == (0, b"")
     mail = machine.mail_for("logcheck@mail.test")
     assert (mail.sender, mail.recipients) == (b"logcheck@here.test", (b"logcheck@mail.test",))
@@ -120,6 +123,22 @@ def test_logcheck(machine: Machine) -> None:
     code, said = logcheck("refused-logcheck@mail.test", NO_SPOOL)
     assert code != 0
     assert b"sendmail: /etc/nowhere/queue: Permission denied" in said
+
+
+@pytest.mark.parametrize("umask", ["0177", "0777"])
+def test_a_umask_that_takes_the_owners_rights(machine: Machine, umask: str) -> None:
+    """logwatch's: a spool made under it must still be one that its owner, and no other, can enter."""
+    to = f"umask-{umask}@mail.test"
+    state = f"/home/alice/state-{umask}"
+    done = machine.run(
+        *("sh", "-c", f"umask {umask}; exec sendmail {to}"),
+        stdin=b"text\n",
+        environment={"XDG_STATE_HOME": state},
+    )
+    assert (done.returncode, done.stdout) == (0, b"")
+    assert body(machine.mail_for(to)) == b"text\n"
+    modes = machine.run("find", state, "-printf", "%m\n").stdout.split()
+    assert set(modes) == {b"700", b"600"}
 
 
 def test_the_machine_is_apart(machine: Machine) -> None:
