@@ -15,6 +15,13 @@ from minisend.errors import MinisendError, SystemFault, UsageError
 
 FACES = ("sendmail", "mailq", "newaliases", "minisend")
 
+# What sendmail's and Postfix's mailq take beside -C: more words, sendmail's client queue, a part of the queue, debugging.
+_IGNORED_BY_MAILQ = ("-v", "-A", "-q", "-d")
+_USAGE = {
+    "mailq": "usage: mailq [-C FILE]    list the queue\nSee sendmail(8).\n",
+    "newaliases": "usage: newaliases    for compatibility: there is no alias database to build\nSee sendmail(8).\n",
+}
+
 
 def main() -> int:
     """Run the face that ``sys.argv`` names; returns the exit code.  Ends the process itself after a submission."""
@@ -51,7 +58,8 @@ def _open_standard_descriptors() -> None:
 
 
 def _face(argv: list[str]) -> tuple[str, list[str]]:
-    name = argv[0].rpartition("/")[2]
+    # Also sendmail.minisend, as a system that lets its administrator choose among agents names it.
+    name = argv[0].rpartition("/")[2].partition(".")[0]
     if name in FACES and name != "minisend":
         return name, argv[1:]
     if len(argv) > 1 and argv[1] in FACES:
@@ -71,13 +79,19 @@ def _take_config(arguments: list[str]) -> tuple[str | None, list[str]]:
 
 
 def _run(face: str, arguments: list[str]) -> int:
+    if face in _USAGE and ("--help" in arguments or "--version" in arguments):
+        _print(_USAGE[face] if "--help" in arguments else _version())
+        return 0
+    if face == "newaliases":
+        return 0  # whatever its arguments: the scripts of packages call it in odd ways
     config_file, arguments = _take_config(arguments)
     if face == "sendmail":
         return _sendmail(arguments, config_file)
     if face == "mailq":
+        for word in arguments:
+            if not word.startswith(_IGNORED_BY_MAILQ):
+                raise UsageError(f"unknown argument: {word}")
         return _mailq(config_file)
-    if face == "newaliases":
-        return 0
     from minisend.admin.command import main as minisend
 
     _add_site()
@@ -125,10 +139,14 @@ def _sendmail(arguments: list[str], config_file: str | None) -> int:
     if options.mode == "help":
         _print(table.USAGE)
     elif options.mode == "version":
-        from minisend import __version__
-
-        _print(f"minisend {__version__}\n")
+        _print(_version())
     return 0
+
+
+def _version() -> str:
+    from minisend import __version__
+
+    return f"minisend {__version__}\n"
 
 
 def _print(text: str) -> None:

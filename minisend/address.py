@@ -27,6 +27,7 @@ from minisend.errors import DataError
 # Servers must take 256 octets (RFC 5321 section 4.5.3.1.3) and local parts beyond 64 are common
 # (VERP), but a path longer than a whole command line of section 4.5.3.1.4 arrives nowhere.
 ADDRESS_LIMIT = 512
+_TOO_LONG = f"longer than {ADDRESS_LIMIT} octets"
 
 # RFC 2047 allows 75 octets a word and 76 a line; 60 leaves room for "Resent-From: " before it.
 _ENCODED_WORD_LIMIT = 60
@@ -203,7 +204,7 @@ def check(address: bytes) -> None:
     if not address:
         raise AddressError(address, "no address")
     if len(address) > ADDRESS_LIMIT:
-        raise AddressError(address, f"longer than {ADDRESS_LIMIT} octets")
+        raise AddressError(address, _TOO_LONG)
     if address.translate(None, _CONTROLS) != address:
         raise AddressError(address, "a control character")
     if not address.isascii():
@@ -387,9 +388,10 @@ def _without_route(tokens: list[_Token]) -> list[_Token]:
 
 def _addr_spec(member: bytes, tokens: list[_Token]) -> tuple[bytes, int, int]:
     """The address that the tokens spell, and where it stands; ``member`` is for the error text."""
-    local = b""
+    local: list[bytes] = []
     domain: list[bytes] | None = None
     previous = _DOT
+    length = 0
     for kind, _, _, text in tokens:
         if kind == _AT:
             if domain is not None:
@@ -399,14 +401,16 @@ def _addr_spec(member: bytes, tokens: list[_Token]) -> tuple[bytes, int, int]:
             raise AddressError(member, "not an address")
         elif kind != _DOT and previous not in (_DOT, _AT):
             raise AddressError(member, "two words with neither a dot nor an @ between them")
-        elif domain is None:
-            local += text
         else:
-            domain.append(text)
+            length += len(text)
+            if length > ADDRESS_LIMIT:
+                raise AddressError(member, _TOO_LONG)
+            (local if domain is None else domain).append(text)
         previous = kind
-    if not local:
+    name = b"".join(local)
+    if not name:
         raise AddressError(member, "no name stands before the @" if domain else "no address")
-    address = quote_local(local)
+    address = quote_local(name)
     if domain is not None:
         # One dot at the end only says that the name is complete, as in DNS; SMTP has no such form.
         if len(domain) > 1 and previous == _DOT:

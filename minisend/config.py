@@ -12,8 +12,13 @@ Which file (DESIGN: the first that exists is the only one, with ``conf.d/*.toml`
     $XDG_CONFIG_HOME/minisend/config.toml    the same, and we are not root   the next
     /etc/minisend/config.toml                it exists                       the defaults
 
-A file of the second or third kind that others than its owner can write is an error.  "Root" is a
-real *or* effective uid of 0: a set-uid program runs with its caller's environment.
+A file of the second or third kind that others than its owner can write is an error, and so is one
+that is no regular file.  "Root" is a real *or* effective uid of 0: a set-uid program runs with its
+caller's environment.  A link that this environment names is not followed for root, nor is anything
+of /proc read: through /proc/self/fd/0 the message itself would be the configuration.
+
+-C names its file, not the directory around it, which may be open to all (/tmp): conf.d and what is
+in it must belong to root, to us or to the owner of the file named, and nobody else may write it.
 
 Two readers: ``load`` reads with tomllib and checks everything; ``submission_facts`` runs in every
 ``sendmail``, so it reads with ``scan`` where it can (tomllib costs 12 ms) and checks only the keys
@@ -90,6 +95,8 @@ _OCTETS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 _MAX_SIZE = 1 << 40
 # difflib's ratio from which a known name is suggested: "lifetme" has 0.93, "port" for mx_port 0.73.
 _NEAR = 0.7
+# inode(7): what stat.S_ISREG tests, without the module.
+_TYPE, _REGULAR = 0o170000, 0o100000
 # No file by hand comes near it; it bounds what -C /dev/zero can do.
 _MAX_FILE = 1 << 20
 
@@ -598,7 +605,11 @@ def _typed(
         return _in_form(kind, value, default)
     except ValueError:
         # Somebody may have put the secret itself there: it must not reach a log.
-        got = "" if name in ("password_file", "credential") else f" (got {_shown(_culprit(kind, value))})"
+        got = (
+            ""
+            if name in ("password_file", "credential")
+            else f" (got {_shown(_culprit(kind, value))})"
+        )
         raise _wrong(path, text, table, name, f"expected {_expected(kind)}{got}") from None
 
 
@@ -685,7 +696,11 @@ def _line(text: str, table: str, name: str) -> int:
 # -- files -------------------------------------------------------------------------------------
 
 
-class _Foreign(ConfigError):
+class _Unfit(ConfigError):
+    """It is no regular file."""
+
+
+class _Foreign(_Unfit):
     """The file belongs to somebody else."""
 
 
@@ -712,7 +727,7 @@ def _files(
             if name.endswith(".toml") and name[0] != ".":
                 path = f"{directory}/{name}"
                 try:
-                    octets = _read(name, owners, path, fd)
+                    octets, _ = _read(name, owners, path, fd)
                 except OSError as exc:
                     raise _unreadable(path, exc) from exc
                 files.append((path, _decoded(path, octets)))
@@ -724,10 +739,11 @@ def _files(
 def _main_file(
     explicit: "str | None", environ: "Mapping[bytes, bytes]", uid: int, euid: int
 ) -> "tuple[str, bytes, tuple[int, ...]] | None":
-    """Name, octets and permitted owners (() = any) of the file in force; None when there is none."""
+    """Name and octets of the file in force, and who may own what is beside it (() = anybody); None when there is none."""
     if explicit is not None:
         try:
-            return explicit, _read(explicit, ()), ()
+            octets, owner = _read(explicit, ())
+            return explicit, octets, (0, euid, owner)
         except OSError as exc:
             raise _unreadable(explicit, exc) from exc
     root = 0 in (uid, euid)
@@ -736,12 +752,12 @@ def _main_file(
         owners = (0,) if root else (0, euid)
         try:
             if named[0] == "/":
-                return named, _read(named, owners), owners
+                return named, _read(named, owners, follow=not root)[0], owners
             if not root:
                 raise ConfigError(f"$MINISEND_CONFIG: expected an absolute path (got {named!r})")
         except (FileNotFoundError, NotADirectoryError):
             pass
-        except (_Foreign, OSError) as exc:
+        except (_Unfit, OSError) as exc:
             # Root under sudo or su with another's environment must run nothing of theirs.
             if isinstance(exc, OSError) and not root:
                 raise _unreadable(named, exc) from exc
@@ -755,7 +771,7 @@ def _main_file(
         path = f"{base}/minisend/config.toml"
         try:
             if base:
-                return path, _read(path, (0, euid)), (0, euid)
+                return path, _read(path, (0, euid))[0], (0, euid)
         except (FileNotFoundError, NotADirectoryError, _Foreign):
             # Foreign: su without "-" keeps the variable of the user before.
             pass
@@ -764,7 +780,7 @@ def _main_file(
             if not isinstance(exc, PermissionError) or _visible(path):
                 raise _unreadable(path, exc) from exc
     try:
-        return SYSTEM_FILE, _read(SYSTEM_FILE, ()), ()
+        return SYSTEM_FILE, _read(SYSTEM_FILE, ())[0], ()
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as exc:
@@ -772,27 +788,50 @@ def _main_file(
 
 
 def _read(
-    name: str, owners: "tuple[int, ...]", path: str = "", dir_fd: "int | None" = None
-) -> bytes:
-    """The octets of a file.  Raises OSError, and ConfigError when ``owners`` forbid its use.
+    name: str,
+    owners: "tuple[int, ...]",
+    path: str = "",
+    dir_fd: "int | None" = None,
+    *,
+    follow: bool = True,
+) -> "tuple[bytes, int]":
+    """The octets of a file and its owner.  Raises OSError, and ConfigError when ``owners`` forbid its use.
 
+    ``follow``  false: the name itself must be a file's, and not one of /proc
     A path from the environment may name a FIFO or a leased file of somebody else's: it is opened
     without waiting, and the check is made on what was opened.
     """
     path = path or name
     flags = posix.O_RDONLY | posix.O_CLOEXEC | posix.O_NOCTTY
-    fd = posix.open(name, flags | posix.O_NONBLOCK if owners else flags, dir_fd=dir_fd)
+    if owners:
+        flags |= posix.O_NONBLOCK
+    if not follow:
+        flags |= posix.O_NOFOLLOW
+    fd = posix.open(name, flags, dir_fd=dir_fd)
     try:
         _check_owner(path, fd, owners)
+        status = posix.fstat(fd)
+        if owners and (
+            status.st_mode & _TYPE != _REGULAR or not (follow or _on_disk(status.st_dev))
+        ):
+            raise _Unfit(f"{path}: not used: expected a regular file")
         octets = b""
         while len(octets) <= _MAX_FILE:
             chunk = posix.read(fd, 65536)
             if not chunk:
-                return octets
+                return octets, status.st_uid
             octets += chunk
         raise ConfigError(f"{path}: larger than {_MAX_FILE} octets")
     finally:
         posix.close(fd)
+
+
+def _on_disk(device: int) -> bool:
+    """False for /proc, whose files are regular and root's, with the caller's own words in some of them."""
+    try:
+        return device != posix.stat("/proc").st_dev
+    except OSError:
+        return True  # not mounted
 
 
 def _check_owner(path: str, fd: int, owners: "tuple[int, ...]") -> None:
@@ -916,6 +955,6 @@ def _mailname() -> str:
 
 def _lines(path: str) -> "list[str]":
     try:
-        return _read(path, ()).decode("utf-8", "surrogateescape").splitlines()
+        return _read(path, ())[0].decode("utf-8", "surrogateescape").splitlines()
     except (OSError, ConfigError):
         return []

@@ -272,7 +272,7 @@ class _Run:
         self.log.error(line(entry.envelope.queue_id, event=event, status=status, reason=reason))
 
     def _attempt(self, entry: Entry) -> bool:
-        """One attempt for every pending recipient, recorded.  True when the message is delivered, and removed."""
+        """One attempt for every pending recipient, recorded.  True when the message is done with: delivered, and removed if it can be."""
         attempt = entry.attempts + 1
         counts = done = False
         for hop, recipients in self._groups(entry).items():
@@ -289,12 +289,18 @@ class _Run:
         return done
 
     def _record(self, entry: Entry, verdicts: list[Verdict], attempt: int) -> bool:
-        """Write down what has come of it, before anything else is tried.  True when the message is removed instead."""
+        """Write down what has come of it, before anything else is tried.
+
+        True when everybody has it and nobody is to be told: then it is removed instead, if that can be done.
+        """
         outcomes = [verdict.outcome for verdict in verdicts]
         latest = entry.latest | {outcome.recipient: outcome for outcome in outcomes}
-        everybody = len(latest) == len(entry.envelope.recipients)
-        done = everybody and all(map(_is_delivered, latest.values()))
-        if done and not bounce.asks_for_success(entry.envelope) and self._removed(entry):
+        done = (
+            len(latest) == len(entry.envelope.recipients)
+            and all(map(_is_delivered, latest.values()))
+            and not bounce.asks_for_success(entry.envelope)
+        )
+        if done and self._removed(entry):
             return True
         try:
             entry.record(outcomes, attempt)
@@ -306,7 +312,7 @@ class _Run:
         bounce.leave_success_to_next_hop(
             entry, [v.outcome.recipient for v in verdicts if v.reports and _is_delivered(v.outcome)]
         )
-        return False
+        return done
 
     def _verdicts(
         self, entry: Entry, hop: NextHop, waiting: dict[int, bytes]

@@ -212,7 +212,6 @@ class Resolver:
         """Find out whether our servers are there at all: one name alone may be what makes them slow."""
         if not isinstance(answer, NoAnswer):
             self._unanswered.clear()
-            self._silence = None
         elif seconds >= TRY_SECONDS:
             self._unanswered.add(name)
             if len(self._unanswered) > 1:

@@ -9,6 +9,7 @@ from binascii import crc32
 from minisend.envelope import Envelope
 from minisend.errors import MessageTooBig, SpoolError
 from minisend.spool import disk
+from minisend.spool.place import open_state
 from minisend.spool.record import (
     BARE_CR,
     EIGHT_BIT,
@@ -124,7 +125,7 @@ def enqueue(queue: int, envelope: Envelope, message: "Iterable[bytes]", limit: i
     SpoolError (the disk), or whatever reading ``message`` raised.
     """
     name = envelope.queue_id
-    tmp = _open("tmp", queue)
+    tmp = open_state("tmp", queue)
     fd = -1
     ours = True
     try:
@@ -150,13 +151,6 @@ def enqueue(queue: int, envelope: Envelope, message: "Iterable[bytes]", limit: i
         disk.close(tmp)
 
 
-def _open(state: str, queue: int) -> int:
-    try:
-        return disk.open_directory(state, queue)
-    except OSError as exc:
-        raise SpoolError(f"queue/{state}: {exc.strerror}") from exc
-
-
 def _forget(name: str, directory: int) -> None:
     try:
         disk.unlink(name, directory)
@@ -165,7 +159,7 @@ def _forget(name: str, directory: int) -> None:
 
 
 def _publish(name: str, tmp: int, queue: int) -> None:
-    new = _open("new", queue)
+    new = open_state("new", queue)
     try:
         if disk.exists(name, new):
             # A rename would replace it.

@@ -17,7 +17,8 @@ def open_queue(spool: str, *, create: bool) -> int:
     """A descriptor of ``<spool>/queue``, which belongs to the effective user.
 
     ``create``  make spool and queue when they are missing
-    Raises SpoolError, in words that name the directory and its owner when it is somebody else's.
+    Raises SpoolError, in words that name the directory and its owner when it is somebody else's, and when others may
+    write there.
     """
     path = spool + "/queue"
     try:
@@ -27,11 +28,11 @@ def open_queue(spool: str, *, create: bool) -> int:
             if not create:
                 raise
             disk.make_directory(spool)
-            _check_owner(spool, posix.stat(spool).st_uid)
+            _check_owner(spool, posix.stat(spool))
             disk.make_directory(path)
             fd = disk.open_directory(path)
         try:
-            _check_owner(path, posix.fstat(fd).st_uid)
+            _check_ours(path, fd)
             if create and not disk.exists("tmp", fd):
                 # Whoever made the queue, in another process at this moment perhaps, may not have come to its fsync yet.
                 disk.make_directory(path)
@@ -45,6 +46,32 @@ def open_queue(spool: str, *, create: bool) -> int:
     return fd
 
 
-def _check_owner(path: str, owner: int) -> None:
-    if owner != posix.geteuid():
-        raise SpoolError(f"{path}: belongs to uid {owner}, not to uid {posix.geteuid()}")
+def open_state(state: str, queue: int) -> int:
+    """A descriptor of the directory of ``state`` in ``queue`` (a descriptor), to be written to.
+
+    Raises SpoolError, also when it is somebody else's or others may write there.
+    """
+    path = f"queue/{state}"
+    try:
+        fd = disk.open_directory(state, queue)
+    except OSError as exc:
+        raise SpoolError(f"{path}: {exc.strerror}") from exc
+    try:
+        _check_ours(path, fd)
+    except BaseException:
+        disk.close(fd)
+        raise
+    return fd
+
+
+def _check_ours(path: str, fd: int) -> None:
+    status = posix.fstat(fd)
+    _check_owner(path, status)
+    if status.st_mode & 0o022:
+        mode = status.st_mode & 0o7777
+        raise SpoolError(f"{path}: others can write there (mode {mode:04o}): chmod go-w it")
+
+
+def _check_owner(path: str, status: posix.stat_result) -> None:
+    if status.st_uid != posix.geteuid():
+        raise SpoolError(f"{path}: belongs to uid {status.st_uid}, not to uid {posix.geteuid()}")

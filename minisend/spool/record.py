@@ -18,7 +18,16 @@ The manual of the format is minisend-spool(5).
 
 import binascii
 
-from minisend.envelope import Envelope, Facts, Outcome, Recipient
+from minisend.envelope import (
+    DELAYED,
+    DELIVERED,
+    FAILED,
+    RELAYED,
+    Envelope,
+    Facts,
+    Outcome,
+    Recipient,
+)
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -30,6 +39,11 @@ _SIZE_DIGITS = 15
 SIZE_OFFSET = len(MAGIC) + 2 + len(b"size ")
 # A message cannot have more recipients than fit: an envelope this large is no envelope of ours.
 HEAD_LIMIT = 64 * 1024 * 1024
+# What a record may say is checked as far as a reader counts on it: a checksum holds for nonsense too.
+_LAST_TIME = 1e11
+_UIDS = 1 << 32
+_DAY = 24 * 60
+_ACTIONS = (DELIVERED, RELAYED, DELAYED, FAILED)
 
 # Trailer flags
 EIGHT_BIT = "8"
@@ -240,7 +254,14 @@ def parse_head(head: bytes) -> tuple[Envelope, int]:
         size = int(single.pop(b"size"))
     except (KeyError, IndexError, ValueError) as exc:
         raise BrokenRecord("its envelope is incomplete") from exc
-    if single or not recipients or size < 0:
+    if (
+        single
+        or not recipients
+        or not 0 <= size < 10**_SIZE_DIGITS
+        or not 0 <= envelope.arrived <= _LAST_TIME
+        or not -_DAY < envelope.zone < _DAY
+        or not -1 <= envelope.uid <= _UIDS
+    ):
         raise BrokenRecord("its envelope is not one of ours")
     return envelope, size
 
@@ -394,19 +415,23 @@ def _parse_trailer(fields: list[bytes]) -> Trailer:
 
 
 def _parse_outcomes(fields: list[bytes], count: int) -> list[tuple[int, Outcome]]:
-    _, attempt, who, at, action, status, mta, command, diagnostic, reason = fields
+    _, attempt, who, when, what, status, mta, command, diagnostic, reason = fields
+    at = float(when)
+    action = _from_text(what)
+    if action not in _ACTIONS or not 0 <= at <= _LAST_TIME:
+        raise BrokenRecord("an outcome is not one of ours")
     return [
         (
             int(attempt),
             Outcome(
                 index,
-                _from_text(action),
+                action,
                 _from_text(status),
                 _from_text(reason),
                 remote_mta=_from_text(mta),
                 diagnostic=_from_text(diagnostic),
                 command=_from_text(command),
-                at=float(at),
+                at=at,
             ),
         )
         for index in parse_ranges(who, count)

@@ -19,7 +19,7 @@ from binascii import crc32
 from minisend.envelope import FAILED, Envelope, Facts, Outcome
 from minisend.errors import SpoolError
 from minisend.spool import disk
-from minisend.spool.place import open_queue
+from minisend.spool.place import open_queue, open_state
 from minisend.spool.record import (
     HEAD_LIMIT,
     OUTCOME_ROOM,
@@ -322,10 +322,7 @@ class Queue:
     def directory(self, state: str) -> int:
         """Descriptor of the directory of ``state``."""
         if state not in self._directories:
-            try:
-                self._directories[state] = disk.open_directory(state, self._fd)
-            except OSError as exc:
-                raise SpoolError(f"{self.spool}/queue/{state}: {exc.strerror}") from exc
+            self._directories[state] = open_state(state, self._fd)
         return self._directories[state]
 
     def changed(self, state: str) -> None:

@@ -9,7 +9,7 @@ import posix
 import sys
 import time
 
-from minisend.address import check, one_line, parse_recipients, parse_sender, quote_local, split
+from minisend.address import one_line, parse_recipients, parse_sender, quote_local, split
 from minisend.config import submission_facts
 from minisend.envelope import Envelope, Recipient
 from minisend.errors import DataError, UsageError
@@ -121,22 +121,16 @@ def _recipients(words: list[str]) -> list[Recipient]:
 
 
 def each_once(recipients: list[Recipient]) -> list[Recipient]:
-    """The first Recipient of each address; domains compare case-blind.  Raises AddressError for an address not fit for SMTP."""
+    """The first Recipient of each address; domains compare case-blind."""
     seen: dict[tuple[bytes, bytes], Recipient] = {}
     for recipient in recipients:
-        check(recipient.address)
         local, domain = split(recipient.address)
         seen.setdefault((local, domain.lower()), recipient)
     return list(seen.values())
 
 
 def _sender(value: str | None) -> bytes | None:
-    if value is None:
-        return None
-    sender = parse_sender(_octets(value))
-    if sender:
-        check(sender)
-    return sender
+    return None if value is None else parse_sender(_octets(value))
 
 
 def _full_name(options: Options, account: bytes) -> bytes:

@@ -28,8 +28,14 @@ def hand_over(facts: SubmissionFacts, envelope: Envelope, message: "Iterable[byt
         disk.close(queue)
 
 
-# What a flusher may know of the caller's environment: where the configuration and the spool are.
-_KEPT = (b"HOME", b"XDG_CONFIG_HOME", b"XDG_STATE_HOME", b"MINISEND_CONFIG")
+# What a flusher may know of the caller's environment: where the configuration, the spool and systemd's credentials are.
+_KEPT = (
+    b"HOME",
+    b"XDG_CONFIG_HOME",
+    b"XDG_STATE_HOME",
+    b"MINISEND_CONFIG",
+    b"CREDENTIALS_DIRECTORY",
+)
 
 
 def start_flusher(config_file: str | None, arguments: list[str], *, wait: bool) -> None:

@@ -8,9 +8,19 @@ import pwd
 import sys
 import time
 
+from minisend.address import AddressError, check, quote_local
+
+_MOST_MINUTES = 24 * 60 - 1
+
 
 class Identity:
-    """``uid`` (real), ``login`` (octets; "uid<number>" for a uid without an account), ``full_name`` (octets or b"")."""
+    """Of one caller.
+
+    ``uid``        real
+    ``login``      octets that ``quote_local`` makes an address of: "uid<number>" for a uid without an account, and for
+                   one whose name no address can have
+    ``full_name``  octets or b""
+    """
 
     __slots__ = ("full_name", "login", "uid")
 
@@ -30,7 +40,12 @@ def caller() -> Identity:
     encoding = sys.getfilesystemencoding()
     login = account.pw_name.encode(encoding, "surrogateescape")
     gecos = account.pw_gecos.encode(encoding, "surrogateescape")
-    return Identity(uid, login, gecos_name(gecos, login))
+    name = gecos_name(gecos, login)
+    try:
+        check(quote_local(login))
+    except AddressError:
+        login = b"uid%d" % uid
+    return Identity(uid, login, name)
 
 
 def gecos_name(gecos: bytes, login: bytes) -> bytes:
@@ -42,5 +57,6 @@ def gecos_name(gecos: bytes, login: bytes) -> bytes:
 
 
 def zone(now: float) -> int:
-    """Minutes east of UTC in the caller's time zone at ``now``."""
-    return int(time.localtime(now).tm_gmtoff) // 60
+    """Minutes east of UTC in the caller's time zone at ``now``, less than a day either way whatever TZ says (RFC 5322 3.3)."""
+    minutes = int(time.localtime(now).tm_gmtoff) // 60
+    return max(-_MOST_MINUTES, min(minutes, _MOST_MINUTES))

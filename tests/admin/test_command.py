@@ -136,6 +136,31 @@ def test_nothing_due_says_until_when(flushed, crafted, refused):
     )
 
 
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        ([], "nothing was due: 2 waiting, the next attempt is due now"),
+        (["--recipient", "example.com"], "nothing to deliver: no message matches"),
+    ],
+)
+def test_nothing_tried_beside_a_message_that_was_never_tried(
+    flushed, crafted, refused, arguments, line
+):
+    """It came after the look, or was not meant: its time is no time to show."""
+    crafted.add("0000000000000001")
+    crafted.add("0000000000000002")
+    crafted.attempt("0000000000000002", [refused(0)], until=NOW + 2100)
+    assert flushed(engine.Summary(), *arguments)[:2] == (0, line + "\n")
+
+
+@pytest.mark.parametrize("part", ["id_part", "sender_part", "recipient_part"])
+def test_a_part_that_matches_nothing(crafted, part):
+    crafted.add("0000000000000001")
+    selection = engine.Selection(everything=True, **{part: b"x"})
+    line = command._summary_line(engine.Summary(), selection, str(crafted.path))
+    assert line == "nothing to deliver: no message matches"
+
+
 def test_background_is_the_slotted_flush(crafted, monkeypatch, capfd):
     monkeypatch.setattr(engine, "background_flush", lambda config, log: 7)
     assert main(["flush", "--background"], str(crafted.config)) == 7
@@ -149,6 +174,6 @@ def test_queue_for_a_reader_that_left(crafted, monkeypatch):
     crafted.add("0000000000000001")
     monkeypatch.setattr("minisend.admin.terminal.posix.write", gone)
     assert main(["queue"], str(crafted.config)) == 0
-    assert command._summary_line(engine.Summary(tried=1, deferred=1), "") == (
+    assert command._summary_line(engine.Summary(tried=1, deferred=1), engine.Selection(), "") == (
         "0 delivered, 1 waiting, 0 failed"
     )

@@ -1,6 +1,7 @@
 """mailq's output, whole, to the column."""
 
 import fcntl
+import json
 import os
 import posix
 import re
@@ -12,6 +13,7 @@ import pytest
 
 import minisend
 from minisend.admin.mailq import mailq
+from minisend.admin.queue import show_queue
 from minisend.envelope import DELAYED, FAILED, RELAYED, Outcome
 from minisend.errors import SpoolError, SystemFault
 
@@ -311,6 +313,55 @@ def test_reader_that_has_enough_is_no_error(crafted):
         program.stdout.close()
         assert program.stderr.read() == b""
         assert program.wait() == 0
+
+
+@pytest.mark.parametrize("digits", [20, 400])
+def test_a_name_with_no_time_of_this_world_is_due_now(crafted, capfd, refused, digits):
+    """Whoever put it there: the others are still to be seen."""
+    for number in (1, 2):
+        crafted.add(f"000000000000000{number}")
+        crafted.attempt(f"000000000000000{number}", [refused(0)], until=NOW + 2100)
+    (odd,) = (crafted.path / "queue" / "cur").glob("*.0000000000000002")
+    # 255 octets is what a name may have.
+    odd.rename(odd.with_name("9" * min(digits, 238) + ".0000000000000002"))
+    shown = listing(crafted, capfd)
+    assert shown.count("next attempt 14:05") == 1
+    assert shown.count("due now") == 1
+    assert show_queue(str(crafted.path), as_json=True) == 0
+    objects = [json.loads(line) for line in capfd.readouterr().out.splitlines()]
+    assert [o["next_attempt"] for o in objects] == [int(NOW + 2100), int(NOW - 183)]
+
+
+@pytest.mark.parametrize("face", ["mailq", "newaliases"])
+def test_help_and_version(face):
+    for option, begin in (("--help", f"usage: {face}"), ("--version", "minisend ")):
+        done = subprocess.run(isolated(face, option), capture_output=True, text=True, check=False)
+        assert (done.returncode, done.stdout[: len(begin)], done.stderr) == (0, begin, "")
+
+
+@pytest.mark.parametrize(
+    "words", [["-v"], ["-Ac"], ["-qIabc", "-v"], ["-qRexample.org"], ["-d0.1"]]
+)
+def test_what_other_mailqs_take_is_ignored(crafted, words):
+    done = subprocess.run(
+        isolated("mailq", "-C", str(crafted.config), *words), capture_output=True, check=False
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, EMPTY.encode(), b"")
+
+
+@pytest.mark.parametrize("word", ["--jsno", "ID", "-x", ""])
+def test_what_no_mailq_takes_is_a_usage_error(crafted, word):
+    done = subprocess.run(
+        isolated("mailq", "-C", str(crafted.config), word), capture_output=True, check=False
+    )
+    message = f"mailq: unknown argument: {word}\n".encode()
+    assert (done.returncode, done.stdout, done.stderr) == (64, b"", message)
+
+
+@pytest.mark.parametrize("words", [[], ["-C"], ["-v", "-oA/etc/aliases"], ["x"]])
+def test_newaliases_takes_anything(words):
+    done = subprocess.run(isolated("newaliases", *words), capture_output=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
 
 
 def test_descriptor_that_takes_little_at_a_time(crafted, capfd, monkeypatch):

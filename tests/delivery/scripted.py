@@ -18,6 +18,7 @@ Answer = Callable[[bytes], "bytes | None"]
 
 # Beside command lines, what a reply can be replaced to.
 CONNECT = b"connect"
+IN_MESSAGE = b"in message"  # with CLOSE alone: after its first line
 END_OF_DATA = b"end of data"
 
 # In place of a reply: the connection is closed.
@@ -69,7 +70,7 @@ def replies(table: Mapping[bytes, "bytes | list[bytes]"]) -> Answer:
 
 
 class ScriptedServer:
-    """``answer(command)`` gives the reply to a command line, to CONNECT or END_OF_DATA; None leaves it to the server.
+    """``answer(command)`` gives the reply to a command line, to CONNECT, IN_MESSAGE or END_OF_DATA; None leaves it to the server.
 
     ``context``  for STARTTLS; without one the handshake fails, if STARTTLS is offered or answered with 220
     """
@@ -184,7 +185,8 @@ class ScriptedServer:
                     refused = b"554 5.5.1 no valid recipients"
                     reply = say(command, b"354 go ahead" if recipients else refused)
                     if reply.startswith(b"354"):
-                        octets = _read_message(lines, session)
+                        breaks_off = self._answer(IN_MESSAGE) == CLOSE
+                        octets = _read_message(lines, session, breaks_off=breaks_off)
                         if octets is None:
                             return CLOSE
                         # Noted before the client can know, and act on it.
@@ -212,12 +214,14 @@ class ScriptedServer:
         return b"".join(b"250-" + word + b"\r\n" for word in (b"mx.test", *keywords)) + b"250 HELP"
 
 
-def _read_message(lines: "socket.SocketIO", session: Session) -> bytes | None:
+def _read_message(lines: "socket.SocketIO", session: Session, *, breaks_off: bool) -> bytes | None:
     pieces = []
     while line := lines.readline():
         if line == b".\r\n":
             return b"".join(pieces)
         pieces.append(line.removeprefix(b"."))
+        if breaks_off:
+            break
     session.cut = True
     session.octets = b"".join(pieces)
     return None

@@ -434,6 +434,14 @@ def test_a_report_that_is_in_the_queue_is_not_queued_again(queue, message, monke
     assert due(again(queue, entry), resumed=True) == []
 
 
+def descriptors() -> set[int]:
+    return {
+        int(name)
+        for name in posix.listdir("/proc/self/fd")
+        if posix.access(f"/proc/self/fd/{name}", posix.F_OK, follow_symlinks=False)
+    }
+
+
 def test_a_crash_after_any_call(queue, message, monkeypatch):
     """Whatever the number of calls done before it: the next run leaves one report, and notes it."""
 
@@ -453,6 +461,7 @@ def test_a_crash_after_any_call(queue, message, monkeypatch):
             if stopped:
                 raise Crash
 
+        opened = descriptors()
         with monkeypatch.context() as crash:
             crash.setattr(disk, "posix", Seam(before=stop))
             try:
@@ -461,6 +470,9 @@ def test_a_crash_after_any_call(queue, message, monkeypatch):
                 pass
         if not stopped:
             break
+        # A process that ends closes what it has open, and its locks go with that.
+        for fd in descriptors() - opened - set(queue._directories.values()):
+            posix.close(fd)
         posix.close(entry._fd)
         entry._fd = -1
         entry = claimed(queue, Place("new", entry.envelope.queue_id))

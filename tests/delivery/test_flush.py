@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -18,6 +19,7 @@ from delivery.scripted import (
     CLOSE,
     CONNECT,
     END_OF_DATA,
+    IN_MESSAGE,
     KEYWORDS,
     Answer,
     ScriptedServer,
@@ -39,6 +41,8 @@ from minisend.spool.store import Entry, Place, Queue
 
 ROOT = Path(__file__).parents[2]
 NOW = 1_700_000_000.0
+ONE_EACH = (*KEYWORDS, b"LIMITS RCPTMAX=1")
+RCPT_BOB = b"RCPT TO:<bob@x.test>"
 MESSAGE = b"From: Me <me@here.test>\nDate: today\nMessage-ID: <1@here.test>\n\nHello.\n"
 ANN, BOB, CARL = b"ann@x.test", b"bob@x.test", b"carl@x.test"
 EVERYTHING = Selection(everything=True)
@@ -422,6 +426,80 @@ def test_order_what_was_removed_is_durable_before_another_server_is_waited_for(
     ]
 
 
+def test_order_with_several_transactions_each_has_room_and_a_record_of_its_own(
+    spool: str, log: Lines, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who has to wait has a record at the end."""
+    name = put(spool, 1, ANN, BOB, CARL)
+    watched = Watched(monkeypatch, spool, heard=(b"RCPT", END_OF_DATA))
+    answer = replies({b"RCPT TO:<bob@": b"450 4.2.1 later"})
+    with ScriptedServer(watched.noting(answer), keywords=ONE_EACH) as server:
+        config = configuration(spool, server.port)
+        assert flush(config, Selection(), log=log) == Summary(tried=1, deferred=1)
+    recorded = [
+        ("pwrite", f"new/{name}"),
+        ("ftruncate", f"new/{name}"),
+        ("fsync", f"new/{name}"),
+    ]
+    assert watched.sequence() == [
+        ("posix_fallocate", f"new/{name}"),
+        ("pwrite", f"new/{name}"),  # the facts that this attempt uses
+        SAID_RCPT,
+        SAID_END,
+        *recorded,
+        ("posix_fallocate", f"new/{name}"),
+        ("smtp", "RCPT TO:<bob@x.test>"),
+        ("smtp", "RCPT TO:<carl@x.test>"),
+        SAID_END,
+        *recorded,
+        ("posix_fallocate", f"new/{name}"),
+        *recorded,
+        ("rename", f"new/{name}"),
+        ("fsync", "cur"),
+        ("fsync", "new"),
+    ]
+    entry = read(spool, "cur", due_after(1, 1, NOW))
+    assert entry.outcomes == [
+        (1, taken(server, 0)),
+        (1, taken(server, 2)),
+        (1, answered(server, 1, DELAYED, "4.2.1", "450 4.2.1 later", "RCPT TO")),
+    ]
+
+
+def test_what_was_removed_is_durable_while_a_kept_session_stalls(
+    spool: str, log: Lines, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The server gives no answer to the second message before the removal of the first is on the disk."""
+    names = [put(spool, number, ANN) for number in (1, 2)]
+    durable = threading.Event()
+
+    def after(number: int, call: str, done: bool) -> None:
+        if call == "fsync" and seam.paths[number - 1] == f"{spool}/queue/new":
+            durable.set()
+
+    def answer(command: bytes) -> bytes | None:
+        if command == END_OF_DATA and len(server.messages) == 2:
+            assert durable.wait(20)
+        return None
+
+    seam = Seam(after=after)
+    monkeypatch.setattr(disk, "posix", seam)
+    with ScriptedServer(answer) as server:
+        config = configuration(spool, server.port)
+        assert flush(config, Selection(), log=log) == Summary(tried=2, delivered=2)
+    assert len(server.sessions) == 1
+    changes = [
+        (call, path.removeprefix(f"{spool}/queue/")) for call, path in seam.about("fsync", "unlink")
+    ]
+    assert changes == [
+        ("unlink", f"new/{names[0]}"),
+        ("fsync", "new"),
+        ("unlink", f"new/{names[1]}"),
+        ("fsync", "new"),
+    ]
+    assert listing(spool) == {}
+
+
 def test_it_is_claimed_while_it_is_attempted(spool: str, log: Lines) -> None:
     def answer(command: bytes) -> bytes | None:
         if command == END_OF_DATA:
@@ -633,6 +711,115 @@ def test_the_size_announced_is_the_size_sent(
         flush(configuration(spool, server.port), Selection(), log=log)
     ((octets,), (session,)) = [each.octets for each in server.messages], server.sessions
     assert session.commands[1] == b"MAIL FROM:<me@here.test> SIZE=%d%b" % (len(octets), parameters)
+
+
+# -- recipients in several transactions
+
+
+@pytest.mark.parametrize(
+    ("keywords", "count", "most"),
+    [
+        pytest.param(ONE_EACH, 3, 1, id="one in each"),
+        pytest.param(KEYWORDS, 250, 100, id="as the standard has it"),
+    ],
+)
+@pytest.mark.parametrize(
+    "goodbye",
+    [pytest.param(b"421 4.3.2 going down", id="421"), pytest.param(CLOSE, id="closed")],
+)
+def test_a_session_that_ends_between_two_transactions_doubles_nothing(
+    spool: str, log: Lines, keywords: tuple[bytes, ...], count: int, most: int, goodbye: bytes
+) -> None:
+    """Who has it never gets it again, for how often ever it is tried; the rest have it when the server is well."""
+    everybody = [b"r%d@x.test" % number for number in range(count)]
+    put(spool, 1, *everybody)
+    batches = [tuple(everybody[at : at + most]) for at in range(0, count, most)]
+    ill = True
+
+    def answer(command: bytes) -> bytes | None:
+        return goodbye if command.startswith(b"MAIL") and ill and server.messages else None
+
+    with ScriptedServer(answer, keywords=keywords) as server:
+        config = configuration(spool, server.port)
+        for attempts in (1, 2, 3):
+            assert flush(config, EVERYTHING, log=log) == Summary(tried=1, deferred=1)
+            assert [message.recipients for message in server.messages] == batches[:1]
+            entry = read(spool, "cur", due_after(1, attempts, NOW))
+            assert entry.pending == list(range(most, count))
+            assert [entry.latest[index] for index in range(most)] == [
+                taken(server, index) for index in range(most)
+            ]
+        ill = False
+        assert flush(config, EVERYTHING, log=log) == Summary(tried=1, delivered=1)
+    assert [message.recipients for message in server.messages] == batches
+    assert listing(spool) == {}
+
+
+def test_a_kept_session_that_is_lost_in_the_middle_of_a_message_doubles_nothing(
+    spool: str, log: Lines
+) -> None:
+    """The second of three recipients' transactions, on the session that took the message before."""
+    put(spool, 1, b"dan@x.test")
+    put(spool, 2, ANN, BOB, CARL, message=MESSAGE + b"a line of the body\n" * 400_000)
+    ill = True
+    asked: list[bytes] = []
+
+    def answer(command: bytes) -> bytes | None:
+        if command.startswith(b"RCPT"):
+            asked.append(command)
+        return CLOSE if command == IN_MESSAGE and ill and asked[-1] == RCPT_BOB else None
+
+    with ScriptedServer(answer, keywords=ONE_EACH) as server:
+        config = configuration(spool, server.port)
+        assert flush(config, Selection(), log=log) == Summary(tried=2, delivered=1, deferred=1)
+        assert [RCPT_BOB in session.commands for session in server.sessions] == [True, True]
+        for attempts in (2, 3):
+            assert read(spool, "cur", due_after(2, attempts - 1, NOW)).pending == [1, 2]
+            assert flush(config, EVERYTHING, log=log) == Summary(tried=1, deferred=1)
+        assert {session.cut for session in server.sessions} == {True}
+        assert [message.recipients for message in server.messages] == [(b"dan@x.test",), (ANN,)]
+        ill = False
+        assert flush(config, EVERYTHING, log=log) == Summary(tried=1, delivered=1)
+    assert [message.recipients for message in server.messages] == [
+        (b"dan@x.test",),
+        (ANN,),
+        (BOB,),
+        (CARL,),
+    ]
+    assert len({message.octets for message in server.messages[1:]}) == 1
+    assert listing(spool) == {}
+
+
+def test_a_message_that_cannot_be_read_again_is_not_taken_back_from_those_who_have_it(
+    spool: str, log: Lines, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put(spool, 1, ANN, BOB)
+
+    class Unreadable(outgoing.Outgoing):
+        def octets(self) -> Iterator[bytes]:
+            if server.messages:
+                raise OSError(errno.EIO, os.strerror(errno.EIO))
+            return super().octets()
+
+    with ScriptedServer(keywords=ONE_EACH) as server:
+        config = configuration(spool, server.port)
+        with monkeypatch.context() as patched:
+            patched.setattr(module, "Outgoing", Unreadable)
+            assert flush(config, Selection(), log=log) == Summary(tried=1, deferred=1)
+        assert read(spool, "new", queue_id(1)).outcomes == [(1, taken(server, 0))]
+        assert flush(config, Selection(), log=log) == Summary(tried=1, delivered=1)
+    assert [message.recipients for message in server.messages] == [(ANN,), (BOB,)]
+    assert [level for level, _ in log.lines] == ["info", "error", "info"]
+
+
+def test_a_421_to_one_recipient_does_not_stop_the_other_messages(spool: str, log: Lines) -> None:
+    put(spool, 1, BOB)
+    put(spool, 2, ANN)
+    with ScriptedServer(replies({RCPT_BOB: b"421 4.3.2 closing"})) as server:
+        config = configuration(spool, server.port)
+        assert flush(config, Selection(), log=log) == Summary(tried=2, delivered=1, deferred=1)
+    assert [message.recipients for message in server.messages] == [(ANN,)]
+    assert listing(spool) == {"cur": [due_after(1, 1, NOW)]}
 
 
 # -- who is told what
@@ -951,6 +1138,51 @@ def test_a_crash_before_any_system_call_loses_nothing_and_doubles_only_what_was_
     assert set(in_flight) == {(ANN,), (b"me@here.test",)}
 
 
+@pytest.mark.parametrize(
+    ("call", "servers", "again"),
+    [
+        pytest.param("posix_fallocate", 2, 0, id="before the third transaction"),
+        pytest.param("pwrite", 3, 1, id="the third is in flight"),
+        pytest.param("ftruncate", 3, 0, id="the third is written down"),
+        pytest.param("fsync", 3, 0, id="but not durable"),
+        pytest.param("unlink", 4, 1, id="all of it is in flight"),
+    ],
+)
+def test_a_crash_between_two_transactions_doubles_none_that_was_recorded(
+    spool: str,
+    log: Lines,
+    monkeypatch: pytest.MonkeyPatch,
+    call: str,
+    servers: int,
+    again: int,
+) -> None:
+    """``servers`` is how many messages the server has when it happens, ``again`` how many of them it gets once more."""
+    everybody = [b"r%d@x.test" % number for number in range(4)]
+    put(spool, 1, *everybody)
+    dead = False
+
+    def stop(number: int, name: str) -> None:
+        nonlocal dead
+        dead = dead or (name == call and len(server.messages) == servers)
+        if dead:
+            raise Crash
+
+    with ScriptedServer(keywords=ONE_EACH) as server:
+        config = configuration(spool, server.port)
+        with monkeypatch.context() as patched:
+            patched.setattr(disk, "posix", Seam(stop))
+            with pytest.raises(Crash):
+                flush(config, Selection(), log=log)
+            crashed(spool)
+        before = everybody[:servers]
+        assert [message.recipients for message in server.messages] == [(each,) for each in before]
+        assert flush(config, Selection(), log=log) == Summary(tried=1, delivered=1)
+        assert [message.recipients for message in server.messages] == [
+            (each,) for each in before + everybody[servers - again :]
+        ]
+    assert listing(spool) == {}
+
+
 # -- when: what is due, retry times, the end
 
 
@@ -1054,9 +1286,9 @@ def test_a_next_hop_that_is_down_is_asked_once_for_all(
 ) -> None:
     connects: list[int] = []
 
-    def connect(address: str, port: int, timeout: float) -> object:
+    def connect(address: str, port: int, *rest: object) -> object:
         connects.append(port)
-        return real(address, port, timeout)
+        return real(address, port, *rest)
 
     real = remote.connect
     monkeypatch.setattr(remote, "connect", connect)
@@ -1093,11 +1325,86 @@ def test_by_id(spool: str, log: Lines) -> None:
         assert flush(config, Selection(ids=(two,)), log=log) == Summary(tried=1, deferred=1)
         # Due or not, and each once.
         assert flush(config, Selection(ids=(two, one, two)), log=log) == Summary(
-            tried=2, delivered=2, skipped=1
+            tried=2, delivered=2
         )
-        with pytest.raises(UsageError, match=f"^{two}: no such message waits in the queue$"):
-            flush(config, Selection(ids=(three, two)), log=log)
     assert listing(spool) == {"new": [three]}
+
+
+def test_the_ids_that_are_there_are_tried_before_the_others_are_named(
+    spool: str, log: Lines
+) -> None:
+    names = [put(spool, number, ANN, sender=b"%d@x.test" % number) for number in (1, 2, 3)]
+    with ScriptedServer() as server:
+        config = configuration(spool, server.port)
+        selection = Selection(ids=(names[2], "gone", names[0], queue_id(9), "gone"))
+        with pytest.raises(
+            UsageError, match=f"^gone, {queue_id(9)}: no such message waits in the queue$"
+        ):
+            flush(config, selection, log=log)
+    assert [message.sender for message in server.messages] == [b"3@x.test", b"1@x.test"]
+    assert listing(spool) == {"new": [names[1]]}
+
+
+@pytest.mark.parametrize(
+    ("domain", "recipient"),
+    [
+        pytest.param("bücher.test", b"bob@xn--bcher-kva.test", id="asked in letters"),
+        pytest.param("xn--bcher-kva.test", "bob@bücher.test".encode(), id="written in letters"),
+        pytest.param("BÜCHER.test", "bob@bücher.test".encode(), id="in any case"),
+        pytest.param("XN--Bcher-KVA.Test", b"bob@xn--bcher-kva.test", id="A-labels in any case"),
+        pytest.param("y.test.", b"bob@y.test", id="a final dot"),
+        pytest.param("y.test", b"bob@Y.test.", id="a final dot of the recipient"),
+        pytest.param("here.test.", b"bob", id="a bare name"),
+        pytest.param("[127.0.0.1]", b"bob@[127.0.0.1]", id="a literal"),
+        pytest.param("bü..Test", "bob@bü..test".encode(), id="without A-labels"),
+    ],
+)
+def test_a_domain_has_more_than_one_form(
+    spool: str, log: Lines, domain: str, recipient: bytes
+) -> None:
+    put(spool, 1, recipient, sender=b"one@x.test")
+    put(spool, 2, ANN, sender=b"two@x.test")
+    with ScriptedServer(replies({b"MAIL": b"451 4.3.0 later"})) as server:
+        config = configuration(spool, server.port)
+        flush(config, Selection(domain=domain.encode()), log=log)
+    assert listing(spool)["new"] == [queue_id(2)]
+    assert log.lines[0][1].startswith(f"{queue_id(1)}: ")
+
+
+def test_what_is_not_selected_is_not_claimed(spool: str, log: Lines) -> None:
+    """Another flusher may have it, and may take it at any time."""
+    put(spool, 1, ANN)
+    other = put(spool, 2, b"bob@y.test")
+    selection = Selection(domain=b"x.test")
+    with ScriptedServer() as server, Queue(spool) as queue:
+        config = configuration(spool, server.port)
+        theirs = queue.claim(Place("new", other))
+        assert theirs is not None
+        with theirs:
+            assert flush(config, selection, log=log) == Summary(tried=1, delivered=1)
+    claims: list[str] = []
+
+    class Watching(Queue):
+        def claim(self, place: Place) -> Entry | None:
+            claims.append(place.queue_id)
+            return super().claim(place)
+
+    put(spool, 3, ANN)
+    with pytest.MonkeyPatch.context() as patched, ScriptedServer() as server:
+        patched.setattr(module, "Queue", Watching)
+        config = configuration(spool, server.port)
+        assert flush(config, selection, log=log) == Summary(tried=1, delivered=1)
+    assert claims == [queue_id(3)]
+    assert listing(spool) == {"new": [other]}
+
+
+def test_a_broken_file_is_found_out_by_a_selection_too(spool: str, log: Lines) -> None:
+    name = put(spool, 1, ANN)
+    Path(f"{spool}/queue/new/{name}").write_bytes(b"no queue file\n")
+    assert flush(configuration(spool, 25), Selection(domain=b"x.test"), log=log) == Summary(
+        broken=1
+    )
+    assert listing(spool) == {"failed": [name]}
 
 
 def test_by_recipient_domain(spool: str, log: Lines) -> None:

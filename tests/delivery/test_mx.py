@@ -23,6 +23,7 @@ from minisend.config import Config, Delivery, Dns, Smarthost, Spool
 from minisend.delivery import mx
 from minisend.delivery.mx import (
     LookupFailed,
+    NoAnswer,
     NoSuchName,
     Query,
     Resolver,
@@ -425,6 +426,67 @@ def test_the_lookups_for_one_next_hop_are_over_after_their_time() -> None:
     assert script.allowed == [30.0, 23.0, 16.0, 9.0, 2.0]
 
 
+SILENCE = NoAnswer("no answer from 127.0.0.1 within 30 s")
+SILENT = (
+    "4.4.3",
+    "looking up the MX of {}: no answer from 127.0.0.1 within 30 s",
+)
+
+
+def ask(script: Script, resolver: Resolver, name: str) -> tuple[str, str, list[str], float]:
+    """Status, reason with {} for the name, the names asked for, the seconds it took."""
+    before, script.asked = script.now, []
+    with pytest.raises(Unroutable) as caught:
+        targets(NextHop(MX, name, name), config(), resolver)
+    reason = str(caught.value).replace(name, "{}")
+    return caught.value.status, reason, [asked for asked, _ in script.asked], script.now - before
+
+
+def test_servers_that_never_answer_are_not_waited_for_by_each_name() -> None:
+    """Two names wait; then one in each minute, and the others fail at once until there is an answer."""
+    names = [f"n{n}.example" for n in range(9)]
+    script = Script({(name, "MX"): SILENCE for name in names}, seconds_each=30.0)
+    resolver = Resolver(script.query, script.clock)
+    for name in names[:2]:
+        assert ask(script, resolver, name) == (*SILENT, [name], 30.0)
+    for name in names[2:5]:
+        assert ask(script, resolver, name) == (*SILENT, [], 0.0)
+    script.now += 60.0
+    assert ask(script, resolver, names[5]) == (*SILENT, [names[5]], 30.0)
+    # One that failed unasked has no failure of its own to remember.
+    assert ask(script, resolver, names[2]) == (*SILENT, [], 0.0)
+    script.now += 60.0
+    del script.zone[names[6], "MX"]
+    assert ask(script, resolver, names[6])[0] == "5.1.2"
+    assert ask(script, resolver, names[2]) == (*SILENT, [names[2]], 30.0)
+    assert ask(script, resolver, names[7]) == (*SILENT, [names[7]], 30.0)
+    assert ask(script, resolver, names[8]) == (*SILENT, [], 0.0)
+
+
+@pytest.mark.parametrize(
+    "answer", [("10 a.example.net.",), (), SERVFAIL], ids=["records", "none", "SERVFAIL"]
+)
+def test_any_answer_shows_that_the_servers_are_there(answer: "tuple[str, ...] | Exception") -> None:
+    script = Script({**A, ("up.example", "MX"): answer, ("up.example", "A"): ("192.0.2.1",)})
+    script.zone.update({(f"n{n}.example", "MX"): SILENCE for n in range(3)})
+    resolver = Resolver(script.query, script.clock)
+    for name in ("n0.example", "up.example", "n1.example"):
+        try:
+            targets(NextHop(MX, name, name), config(), resolver)
+        except Unroutable:
+            pass
+    assert ask(script, resolver, "n2.example")[2] == ["n2.example"]
+
+
+def test_a_question_without_time_for_an_answer_proves_nothing() -> None:
+    script = Script({(f"n{n}.example", "MX"): SILENCE for n in range(5)})
+    resolver = Resolver(script.query, script.clock)
+    for n, seconds, asked in ((0, 4.9, 1), (1, 4.9, 2), (2, 5.0, 3), (3, 5.0, 4), (4, 5.0, 4)):
+        with pytest.raises(NoAnswer):
+            resolver.records(f"n{n}.example", "MX", script.now + seconds)
+        assert len(script.asked) == asked
+
+
 def test_time_up_before_anything_was_found() -> None:
     script = Script({("example.net", "MX"): ("10 a.example.net.",), **A}, seconds_each=31.0)
     assert failure(script) == (
@@ -683,11 +745,31 @@ def test_no_such_name(query: Query, name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "why"), [("ill.example", "SERVFAIL"), ("dead.example", "timed out")]
+    ("name", "kind", "why"),
+    [
+        ("ill.example", LookupFailed, "127.0.0.1: SERVFAIL"),
+        ("dead.example", NoAnswer, "no answer from 127.0.0.1 within 0.5 s"),
+    ],
 )
-def test_lookup_failed(query: Query, name: str, why: str) -> None:
-    with pytest.raises(LookupFailed, match=why):
+def test_lookup_failed(query: Query, name: str, kind: type[Exception], why: str) -> None:
+    with pytest.raises(LookupFailed) as caught:
         query(name, "MX", 0.5)
+    assert (type(caught.value), str(caught.value)) == (kind, why)
+
+
+def test_one_server_of_two_that_answers_is_no_silence() -> None:
+    """The first says SERVFAIL and is not asked again; nobody is behind the second."""
+    server = DnsServer()
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as mute:
+        mute.bind(("127.0.0.2", server.port))
+        query = dns_query(Dns(nameservers=("127.0.0.1", "127.0.0.2"), port=server.port))
+        with pytest.raises(LookupFailed) as caught:
+            query("ill.example", "MX", 0.5)
+    server.close()
+    assert (type(caught.value), str(caught.value)) == (
+        LookupFailed,
+        "127.0.0.1, 127.0.0.2: SERVFAIL",
+    )
 
 
 def test_from_the_domain_to_the_servers(query: Query) -> None:

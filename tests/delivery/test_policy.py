@@ -151,9 +151,39 @@ def test_the_table_has_every_phase_and_class() -> None:
         (phase, digit)
         for phase, transition in TRANSITIONS.items()
         for digit in transition.replies
-        if digit > 3 and phase not in ("QUIT", "NOOP")
+        if digit > 3 and phase != "QUIT"
     } - tested
     assert not missing
+
+
+def test_a_long_reply_is_cut_before_anything_is_made_of_it() -> None:
+    """64 KiB to each of a thousand recipients would be seconds of escaping, and as long in log and report."""
+    verdict = judge(
+        0, answer("RCPT TO", 550, b"5.1.1 no", b"", *[b"\1" * 1000] * 60), remote_mta=MTA, at=5.0
+    )
+    said = "550 5.1.1 no  " + r"\x01" * 1000 + " " + r"\x01" * 13
+    assert verdict.outcome == Outcome(
+        0,
+        FAILED,
+        "5.1.1",
+        f"host {MTA} said: {said} (in reply to RCPT TO)",
+        remote_mta=MTA,
+        diagnostic=f"smtp; {said}",
+        command="RCPT TO",
+        at=5.0,
+    )
+
+
+@pytest.mark.parametrize("lines", [[b"x" * 65536], [b""] * 32768, [b"x" * 1024, b"y"]])
+def test_what_is_kept_of_a_reply(lines: list[bytes]) -> None:
+    outcome = judge(0, answer("DATA", 451, *lines), remote_mta=MTA, at=5.0).outcome
+    assert outcome.diagnostic == f"smtp; 451 {b' '.join(lines)[:1024].decode()}".rstrip()
+    assert len(outcome.reason) < 1200
+
+
+def test_an_error_that_quotes_a_long_reply_is_cut() -> None:
+    outcome = judge(0, TlsError("server said: " + "x" * 65536), remote_mta=MTA, at=5.0).outcome
+    assert outcome.reason == f"host {MTA}: server said: " + "x" * 1011
 
 
 def at_phase(error: SmtpError, phase: str) -> SmtpError:

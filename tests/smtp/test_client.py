@@ -13,7 +13,6 @@ from minisend.smtp.client import (
     GREETING,
     HELO,
     MAIL,
-    NOOP,
     QUIT,
     RCPT,
     RSET,
@@ -120,7 +119,6 @@ DIALOGUES = {
             b"250 2.0.0 queued\r\n",
             [Answer(END_OF_DATA, b"", reply(b"250 2.0.0 queued"))],
         ),
-        (commands(("noop",)), b"NOOP\r\n", b"250 ok\r\n", [Answer(NOOP, b"", reply(b"250 ok"))]),
         BYE,
     ],
     "one-flight": [
@@ -300,7 +298,7 @@ def test_tls_voids_what_ehlo_said():
     connection.receive_data(b"220 go\r\n")
     assert connection.next_event() is not None
     with pytest.raises(LocalProtocolError):
-        connection.noop()
+        connection.rset()
     connection.tls_established()
     assert (connection.extensions, connection.state) == ({}, State.GREETED)
 
@@ -361,13 +359,13 @@ def test_paths_that_stay_one_argument(path):
         pytest.param([("data",)], id="data-first"),
         pytest.param([("mail", b""), ("data",)], id="data-without-recipient"),
         pytest.param([("mail", b""), ("mail", b"")], id="two-mails"),
-        pytest.param([("mail", b""), ("rcpt", b"x"), ("data",), ("noop",)], id="behind-data"),
+        pytest.param([("mail", b""), ("rcpt", b"x"), ("data",), ("rset",)], id="behind-data"),
         pytest.param([("mail", b""), ("starttls",)], id="starttls-in-transaction"),
-        pytest.param([("noop",), ("starttls",)], id="starttls-not-alone"),
-        pytest.param([("noop",), ("ehlo", b"x")], id="ehlo-not-alone"),
+        pytest.param([("rset",), ("starttls",)], id="starttls-not-alone"),
+        pytest.param([("rset",), ("ehlo", b"x")], id="ehlo-not-alone"),
         pytest.param([("auth", "PLAIN", b"x"), ("auth_response", b"y")], id="response-unasked"),
         pytest.param([("auth_response", b"y")], id="response-first"),
-        pytest.param([("quit",), ("noop",)], id="behind-quit"),
+        pytest.param([("quit",), ("rset",)], id="behind-quit"),
         pytest.param([("tls_established",)], id="tls-from-nowhere"),
         pytest.param([("message", [])], id="message-without-354"),
     ],
@@ -587,7 +585,6 @@ def test_the_table_is_closed():
         DATA,
         END_OF_DATA,
         RSET,
-        NOOP,
         QUIT,
     }
     assert all(len(row.replies) >= 3 for row in TRANSITIONS.values())

@@ -99,13 +99,11 @@ def test_enhanced_status_code(reply, enhanced):
 
 
 def test_classes_and_text():
-    assert [
-        (r.ok, r.transient, r.permanent) for r in (Reply(c, ()) for c in (250, 354, 451, 550))
-    ] == [
-        (True, False, False),
-        (True, False, False),
-        (False, True, False),
-        (False, False, True),
+    assert [(r.ok, r.permanent) for r in (Reply(c, ()) for c in (250, 354, 451, 550))] == [
+        (True, False),
+        (True, False),
+        (False, False),
+        (False, True),
     ]
     reply = Reply(550, (b"5.1.1 no\tsuch", "Bücher".encode(), b"\xff\x1b[2J\x85"))
     assert reply.text == "5.1.1 no such Bücher \\xff\\x1b[2J\\x85"

@@ -303,14 +303,13 @@ def tls_script(context, *keywords_after):
 
 @pytest.mark.parametrize("level", ["starttls", "opportunistic"])
 def test_starttls(serve, session_to, server_context, trusting, level):
-    seen, lines = [], []
+    lines = []
     port = serve(tls_script(server_context("mx.test"), b"SIZE 9"))
     session = session_to(
         port,
         tls=level,
         tls_context=trusting,
         server_name="mx.test",
-        check_certificate=seen.append,
         trace=lines.append,
     )
     session.open()
@@ -319,7 +318,6 @@ def test_starttls(serve, session_to, server_context, trusting, level):
         False,
         True,
     )
-    assert seen == [session.stream.peer_certificate()]
     assert f"-- {session.stream.tls}" in lines
     session.quit()
 
@@ -411,26 +409,6 @@ def test_a_handshake_that_fails_is_never_followed_by_plain_text(
     )
     assert error.plain_text_allowed is (level == "opportunistic")
     assert after in ([], [b""])
-
-
-def test_a_certificate_that_the_caller_refuses(serve, session_to, server_context, trusting):
-    after = []
-
-    def script(peer):
-        peer.start_tls(server_context("mx.test"))
-        after.append(peer.read_to_end())
-
-    def check(certificate):
-        raise TlsError("fingerprint differs")
-
-    session = session_to(
-        serve(script),
-        tls="implicit",
-        tls_context=trusting,
-        server_name="mx.test",
-        check_certificate=check,
-    )
-    open_fails(session, TlsError, "connect", "fingerprint differs")
 
 
 @pytest.mark.parametrize("injected", [b"250 ok\r\n", b"x"])

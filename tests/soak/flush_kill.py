@@ -6,9 +6,10 @@ but what was in flight, a report as little as any other message.
 The short form, some calls of each kind, is tests/crash/test_flush_kill.py.
 
 Each round has a queue of its own with a message for one server, one for two servers, one of which a recipient has to
-wait, and one of which a recipient is refused, so that its sender gets a report.  A flush is killed as it enters a system call, a second one, which can
-reach everybody, runs to its end.  What the first was about when it was killed is read from the trace of strace: a
-recipient is in flight from the write that ends the message to the record of it (a line in the file, or its removal).
+wait, one of which a recipient is refused, so that its sender gets a report, and one with more recipients than go into one
+transaction.  A flush is killed as it enters a system call, a second one, which can reach everybody, runs to its end.  What
+the first was about when it was killed is read from the trace of strace: a recipient is in flight from the write that ends
+the message to the record of it (a line in the file, or its removal).
 """
 
 import argparse
@@ -32,6 +33,8 @@ KINDS = (
 )
 FIRST, SECOND, NOBODY = "127.0.0.2", "127.0.0.3", "127.0.0.4"
 MESSAGE = b"Subject: s\n\nbody\n"
+# RFC 5321 section 4.5.3.1.8: 100 go into one transaction.
+_MANY = 101
 
 _CALL = re.compile(r"^(?:\d+ +)?(\w+)\((.*)\) += (-?\d+|\?)")
 _RCPT = re.compile(r"RCPT TO:<([^>]*)>")
@@ -52,6 +55,7 @@ class Round:
             [f"two.{self.name}@[{FIRST}]", f"three.{self.name}@[{SECOND}]"],
             [f"four.{self.name}@[{FIRST}]", f"five.{self.name}@[{NOBODY}]"],
             [f"six.{self.name}@[{FIRST}]", f"refused@[{FIRST}]"],
+            [f"{number}.{self.name}@[{FIRST}]" for number in range(_MANY)],
         ]
 
     @property
@@ -149,7 +153,7 @@ class Storm:
         injected = ["-e", f"inject={kind}:signal=KILL:when={number}"] if kind else []
         subprocess.run(
             [
-                *("strace", "-f", "-y", "-qq", "-s", "2000", "-o", trace, "-e", f"trace={traced}"),
+                *("strace", "-f", "-y", "-qq", "-s", "10000", "-o", trace, "-e", f"trace={traced}"),
                 *(*injected, "--", *program.command("minisend", "flush", "--quiet")),
             ],
             env={},

@@ -9,8 +9,8 @@ from minisend.errors import MessageTooBig, SpoolError
 from minisend.spool import disk
 from minisend.spool.enqueue import Counter, enqueue, new_queue_id
 from minisend.spool.record import format_head, format_trailer, head_crc
-from minisend.spool.store import Queue
-from spool.make import ID, MESSAGE, envelope, listing
+from minisend.spool.store import Place, Queue
+from spool.make import ID, MESSAGE, claimed, envelope, listing
 from spool.seam import Seam, fail_at
 
 LARGE = [(b"x" * 70 + b"\n") * 1000] * 31
@@ -200,6 +200,53 @@ def test_a_disk_that_refuses_even_the_cleaning_up(queue, monkeypatch):
     with pytest.raises(SpoolError, match="it is gone"):
         enqueue(queue.fd, envelope(), [MESSAGE], 0)
     assert listing(queue.spool) == {"tmp": [ID]}
+
+
+@pytest.mark.parametrize("durable", [True, False], ids=["the fsync works", "the fsync fails"])
+def test_nobody_takes_it_before_it_is_durable(queue, monkeypatch, durable):
+    """It has its name then, and a flusher may find it; but who is told that it was not kept sends it again."""
+    claims = []
+
+    def before(number, name):
+        if name == "fsync" and seam.calls[-2] == "rename":
+            assert listing(queue.spool) == {"new": [ID]}
+            with Queue(queue.spool) as another:
+                claims.append(another.claim(Place("new", ID)))
+            if not durable:
+                raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    seam = Seam(before)
+    with monkeypatch.context() as patched:
+        patched.setattr(disk, "posix", seam)
+        if durable:
+            enqueue(queue.fd, envelope(), [MESSAGE], 0)
+        else:
+            with pytest.raises(SpoolError, match="Input/output error"):
+                enqueue(queue.fd, envelope(), [MESSAGE], 0)
+    assert claims == [None]
+    assert listing(queue.spool) == ({"new": [ID]} if durable else {})
+    if durable:
+        claimed(queue, Place("new", ID)).close()
+
+
+def test_who_has_found_it_before_it_failed_gets_nothing(queue, monkeypatch):
+    """Opened while it had its name, locked when it had none any more."""
+    theirs = []
+
+    def before(number, name):
+        if name == "fsync" and seam.calls[-2] == "rename":
+            theirs.append(disk.open_claiming(ID, queue.directory("new")))
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    seam = Seam(before)
+    with monkeypatch.context() as patched:
+        patched.setattr(disk, "posix", seam)
+        with pytest.raises(SpoolError):
+            enqueue(queue.fd, envelope(), [MESSAGE], 0)
+    (fd,) = theirs
+    assert disk.lock(fd)
+    assert not disk.is_at(fd, ID, queue.directory("new"))
+    os.close(fd)
 
 
 def test_a_write_that_takes_only_a_part_is_continued(queue, monkeypatch):

@@ -8,7 +8,7 @@ import pytest
 from minisend.errors import SpoolError
 from minisend.spool import disk
 from minisend.spool.enqueue import enqueue
-from minisend.spool.place import STATES, open_queue
+from minisend.spool.place import STATES, open_queue, open_state
 from minisend.spool.store import Queue
 from spool.make import MESSAGE, envelope, listing
 from spool.seam import STOPPED, Seam, fail_at, in_child, stop_after
@@ -109,6 +109,52 @@ def test_somebody_elses(spool, foreign):
     with pytest.raises(SpoolError, match=r"spool.*: belongs to uid 4242, not to uid 0"):
         open_queue(spool, create=True)
     assert os.listdir(spool) == [foreign][: len(foreign)]
+
+
+@pytest.mark.parametrize("mode", [0o720, 0o702, 0o1777])
+def test_a_queue_that_others_may_write(spool, mode):
+    os.close(open_queue(spool, create=True))
+    os.chmod(f"{spool}/queue", mode)
+    with pytest.raises(SpoolError) as raised:
+        open_queue(spool, create=True)
+    assert str(raised.value) == (
+        f"{spool}/queue: others can write there (mode {mode:04o}): chmod go-w it"
+    )
+
+
+@pytest.mark.parametrize("state", STATES)
+def test_a_state(spool, state):
+    """Opened to be written to only where nobody else may write; no descriptor stays open."""
+    queue = open_queue(spool, create=True)
+    path = f"{spool}/queue/{state}"
+    try:
+        fd = open_state(state, queue)
+        assert os.path.samestat(os.fstat(fd), os.stat(path))
+        os.close(fd)
+        os.chmod(path, 0o770)
+        with pytest.raises(SpoolError) as raised:
+            open_state(state, queue)
+        assert str(raised.value) == (
+            f"queue/{state}: others can write there (mode 0770): chmod go-w it"
+        )
+        os.rename(path, path + ".away")
+        os.symlink(path + ".away", path)
+        with pytest.raises(SpoolError, match=rf"^queue/{state}: (Not a directory|Too many levels)"):
+            open_state(state, queue)
+        assert os.dup(queue) == fd
+        os.close(fd)
+    finally:
+        os.close(queue)
+
+
+@as_root
+def test_a_state_of_somebody_elses(spool):
+    queue = open_queue(spool, create=True)
+    os.chown(f"{spool}/queue/new", 4242, 4242)
+    with pytest.raises(SpoolError) as raised:
+        open_state("new", queue)
+    os.close(queue)
+    assert str(raised.value) == "queue/new: belongs to uid 4242, not to uid 0"
 
 
 def test_a_symbolic_link_is_no_queue(spool, tmp_path):

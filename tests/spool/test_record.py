@@ -1,12 +1,14 @@
 """The octets of a queue file: what is written can be read, what is torn is told from what is damaged."""
 
 import binascii
+import re
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from minisend.envelope import DELAYED, DELIVERED, FAILED, Envelope, Facts, Outcome, Recipient
+from minisend.spool import record
 from minisend.spool.record import (
     HEAD_LIMIT,
     MAGIC,
@@ -170,6 +172,27 @@ def _without(line: bytes) -> bytes:
         ),
         pytest.param(format_head(envelope(), 5).replace(b"uid 1000", b"uid root"), id="no number"),
         pytest.param(format_head(envelope(), -5), id="negative size"),
+        *[
+            pytest.param(
+                re.sub(rb"\n%b .*" % key, b"\n%b %b" % (key, value), format_head(envelope(), 5)),
+                id=f"{key} {value}",
+            )
+            for key, value in [
+                (b"size", b"1" + b"0" * 15),
+                (b"arrived", b"nan"),
+                (b"arrived", b"inf"),
+                (b"arrived", b"-inf"),
+                (b"arrived", b"1e300"),
+                (b"arrived", b"1e12"),
+                (b"arrived", b"-1"),
+                (b"zone", b"1440"),
+                (b"zone", b"-1440"),
+                (b"zone", b"9" * 100),
+                (b"uid", b"-2"),
+                (b"uid", b"4294967297"),
+                (b"uid", b"9" * 5000),
+            ]
+        ],
     ],
 )
 def test_a_head_that_is_not_ours(head):
@@ -302,13 +325,13 @@ def test_outcome_lines_fit_into_the_room_reserved(recipients, same, letter, leng
         [
             Outcome(
                 n,
-                long,
+                DELIVERED,
                 long,
                 long + ("" if same else str(n)),
                 remote_mta=long,
                 diagnostic=long,
                 command=long,
-                at=99999999999.9 + (0 if same else n),
+                at=99998999999.9 + (0 if same else n),
             )
             for n in recipients
         ],
@@ -328,6 +351,16 @@ def test_a_long_text_is_cut_between_characters(letter, before):
     kept = parse_tail(_tail(line), envelope()).outcomes[0][1].reason
     assert reason.startswith(kept)
     assert len(escape(kept.encode())) > 396 - 4
+
+
+def test_what_is_cut_off_is_not_escaped_first(monkeypatch):
+    """64 KiB for each of six fields and a thousand recipients would be seconds of work for nothing."""
+    seen = []
+    monkeypatch.setattr(record, "escape", lambda value: seen.append(len(value)) or escape(value))
+    said = "\0" * 65536
+    line = format_outcomes(1, [Outcome(0, FAILED, "5.0.0", said, diagnostic=said, at=1.0)])
+    assert parse_tail(_tail(line), envelope()).outcomes[0][1].reason == "\0" * 100
+    assert max(seen) == 400
 
 
 def test_torn_at_every_octet():
@@ -412,6 +445,18 @@ def test_damage_to_the_end_mark():
         pytest.param(format_trailer(TRAILER), id="a second end"),
         pytest.param(format_line(b"outcome\t1"), id="too few fields"),
         pytest.param(format_line(b"outcome\t1\t7\t0\tfailed\t5\t\t\t\tx"), id="no such recipient"),
+        *[
+            pytest.param(format_line(b"outcome\t1\t0\t%b\t5.0.0\t\t\t\tx" % what), id=str(what))
+            for what in [
+                b"0\tkept",
+                b"0\t",
+                b"0\tDelivered",
+                b"nan\tdelivered",
+                b"inf\tdelivered",
+                b"-1\tdelivered",
+                b"1e300\tdelivered",
+            ]
+        ],
         pytest.param(format_line(b"outcome\tx\t0\t0\tfailed\t5\t\t\t\tx"), id="no number"),
         pytest.param(format_line(b"facts\ta\tb\tc"), id="facts too few"),
         pytest.param(format_line(b"facts\ta\tb\tc\t\\q"), id="broken escape"),

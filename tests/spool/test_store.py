@@ -53,7 +53,9 @@ def rewrite(queue: Queue, place: Place, old: bytes, new: bytes) -> None:
         ("²." + ID, "²." + ID, 0.0),
         ("12.", "12.", 0.0),
         ("12", "12", 0.0),
-        ("9" * 200 + ".x", "x", 1e200),
+        ("9" * 11 + ".x", "x", 99_999_999_999.0),
+        ("9" * 12 + ".x", "x", 0.0),
+        ("9" * 400 + ".x", "x", 0.0),
     ],
 )
 def test_a_name_says_what_is_due(name, queue_id, due):

@@ -79,6 +79,7 @@ def test_what_it_holds(start, monkeypatch, tmp_path):
                 b"XDG_CONFIG_HOME": b"/cfg",
                 b"XDG_STATE_HOME": b"/state",
                 b"MINISEND_CONFIG": b"/c.toml",
+                b"CREDENTIALS_DIRECTORY": b"/run/credentials/x",
                 b"PYTHONPATH": b"/evil",
                 b"LD_PRELOAD": b"",
                 b"TZ": b"UTC",
@@ -100,6 +101,7 @@ def test_what_it_holds(start, monkeypatch, tmp_path):
         "XDG_CONFIG_HOME": "/cfg",
         "XDG_STATE_HOME": "/state",
         "MINISEND_CONFIG": "/c.toml",
+        "CREDENTIALS_DIRECTORY": "/run/credentials/x",
         "PATH": "/usr/sbin:/usr/bin:/sbin:/bin",
     }
     assert found == {

@@ -7,7 +7,11 @@ import time
 
 import pytest
 
+from minisend.address import check, quote_local
+from minisend.envelope import Recipient
 from minisend.submit import identity
+from minisend.submit.command import new_envelope
+from minisend.submit.options import Options
 
 
 @pytest.mark.parametrize(
@@ -63,8 +67,41 @@ def test_the_octets_of_the_account_in_any_locale(monkeypatch, encoding):
 
 
 @pytest.mark.parametrize(
+    ("name", "login"),
+    [
+        (b"ann", b"ann"),
+        (b"odd name", b"odd name"),
+        (b"zo\xeb", b"uid1234"),
+        (b"", b"uid1234"),
+        (b"a\nb", b"uid1234"),
+        (b"n" * 600, b"uid1234"),
+    ],
+)
+def test_an_account_whose_name_no_address_can_have(monkeypatch, name, login):
+    """Whatever a directory service calls an account, the reverse-path is one that a server can take."""
+    account = pwd.struct_passwd((os.fsdecode(name), "x", 1234, 1, "& X", "/", "/bin/sh"))
+    monkeypatch.setattr("posix.getuid", lambda: 1234)
+    monkeypatch.setattr(pwd, "getpwuid", lambda uid: account)
+    found = identity.caller()
+    assert (found.uid, found.login) == (1234, login)
+    assert found.full_name == identity.gecos_name(b"& X", name)
+    envelope = new_envelope(Options(), found, None, [Recipient(b"b")])
+    check(envelope.sender)
+    assert (envelope.sender, envelope.sender_given) == (quote_local(login), False)
+
+
+@pytest.mark.parametrize(
     ("zone", "minutes"),
-    [("UTC0", 0), ("CET-1", 60), ("IST-5:30", 330), ("NST3:30", -210), ("LINT-14", 840)],
+    [
+        ("UTC0", 0),
+        ("CET-1", 60),
+        ("IST-5:30", 330),
+        ("NST3:30", -210),
+        ("LINT-14", 840),
+        ("XXX-23:59", 1439),
+        ("XXX-24", 1439),
+        ("XXX24:59", -1439),
+    ],
 )
 def test_zone(monkeypatch, zone, minutes):
     monkeypatch.setenv("TZ", zone)

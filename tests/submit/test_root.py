@@ -117,7 +117,7 @@ def test_a_submission(sendmail, planted, tmp_path):
     sendmail.launcher.write_text(first + extra + main + last)
     touched = traced(planted, tmp_path / "trace", [*sendmail.program, "-odq", "-t"])
     assert [re.sub(r"^\d+ +", "", line).split(" = ")[0] for line in touched] == [
-        f'openat(AT_FDCWD, "{planted}/config.toml", O_RDONLY|O_NOCTTY|O_NONBLOCK|O_CLOEXEC)'
+        f'openat(AT_FDCWD, "{planted}/config.toml", O_RDONLY|O_NOCTTY|O_NONBLOCK|O_NOFOLLOW|O_CLOEXEC)'
     ]
     assert sendmail.recipients() == [b"b@example.net"]
 

@@ -3,6 +3,7 @@
 import email
 import email.header
 import email.policy
+from collections.abc import Callable
 
 import pytest
 from hypothesis import given, settings
@@ -557,27 +558,82 @@ def _without_quoted(one: bytes) -> bytes:
 
 
 @pytest.mark.parametrize(
-    "unit", [b"[", b"(", b'"\\"', b"<", b"a,", b"a.", b"\\a", b'"a"', b":", b"\r"]
+    "value",
+    [
+        pytest.param(lambda size: b"[" * size, id="brackets"),
+        pytest.param(lambda size: b"(" * size, id="open comments"),
+        pytest.param(lambda size: b"(" * size + b")" * size + b"a", id="nested comments"),
+        pytest.param(lambda size: b"(c)" * size + b"a", id="comments"),
+        pytest.param(lambda size: b"(\\))" * size + b"a", id="comments with a backslash"),
+        pytest.param(lambda size: b'"\\"' * size, id="quotes of quotes"),
+        pytest.param(lambda size: b"<" * size, id="angles"),
+        pytest.param(lambda size: b"<a>" * size, id="angles that close"),
+        pytest.param(lambda size: b"," * size, id="commas"),
+        pytest.param(lambda size: b"a," * size, id="names"),
+        pytest.param(lambda size: b"a@b," * size, id="addresses"),
+        pytest.param(lambda size: b"n <a@b>, " * size, id="mailboxes"),
+        pytest.param(lambda size: b"a." * size + b"a", id="words and dots"),
+        pytest.param(lambda size: b"." * size + b"@x", id="dots before the @"),
+        pytest.param(lambda size: b"a@x" + b"." * size, id="dots after the @"),
+        pytest.param(lambda size: b'"a".' * size + b"a", id="quoted words and dots"),
+        pytest.param(lambda size: b"a " * size, id="words"),
+        pytest.param(lambda size: b"a " * size + b"<a@b>", id="a long name"),
+        pytest.param(lambda size: b'"a" ' * size + b"<a@b>", id="a long quoted name"),
+        pytest.param(lambda size: b"<@a," + b"@a," * size + b"@a:b@c>", id="a long route"),
+        pytest.param(lambda size: b"\\a" * size, id="backslashes"),
+        pytest.param(lambda size: b'"a"' * size, id="quoted"),
+        pytest.param(lambda size: b":" * size, id="colons"),
+        pytest.param(lambda size: b"a:" * size + b"a", id="groups"),
+        pytest.param(lambda size: b"a:;" * size, id="empty groups"),
+        pytest.param(lambda size: b"\r" * size, id="carriage returns"),
+        pytest.param(lambda size: b"a@b" + b"\n " * size, id="folding"),
+        pytest.param(lambda size: b"a@b,\r\n\t" * size, id="folded addresses"),
+        pytest.param(lambda size: b"@" * size, id="ats"),
+        pytest.param(lambda size: b"\xff" * size, id="octets above 127"),
+    ],
 )
-def test_long_input_costs_what_it_is_long(unit: bytes) -> None:
-    """The number of steps grows with the input, not its square: counted, not timed."""
+def test_long_input_costs_what_it_is_long(value: Callable[[int], bytes]) -> None:
+    """Octets looked at and octets copied grow with the input, not its square: counted, not timed."""
     counts = []
-    for size in (500, 1000):
-        steps = 0
+    for size in (1000, 2000):
+        work = 0
 
         class Counted(bytes):
+            """Octets that count what is taken out of them and what they are appended to; so do their parts."""
+
             def __getitem__(self, at):  # type: ignore[no-untyped-def]
-                nonlocal steps
+                nonlocal work
                 got = super().__getitem__(at)
-                steps += len(got) if isinstance(got, bytes) else 1
-                return got
+                if isinstance(got, int):
+                    work += 1
+                    return got
+                work += len(got)
+                return Counted(got)
+
+            def __radd__(self, before):  # type: ignore[no-untyped-def]
+                nonlocal work
+                work += len(before) + len(self)
+                return bytes(before) + bytes(self)
 
         try:
-            address._tokens(Counted(unit * size))
+            address.parse_list(Counted(value(size)))
         except AddressError:
             pass
-        counts.append(steps)
-    assert counts[1] <= counts[0] * 2 + 200
+        counts.append(work)
+    assert counts[1] <= counts[0] * 2 + 500
+
+
+def test_a_million_dots_are_given_up_early() -> None:
+    with pytest.raises(AddressError, match=r"^\"\.{100}\.\.\.\": longer than 512 octets$"):
+        parse_list(b"." * 1_000_000 + b"@x")
+
+
+def test_the_longest_address() -> None:
+    assert parse_list(b"a." * 250 + b"b@" + b"c" * 10)[0].address == b"a." * 250 + b"b@" + b"c" * 10
+    assert parse_recipients(b"l" * 508 + b"@abc") == [b"l" * 508 + b"@abc"]
+    for long in (b"l" * 509 + b"@abc", b"a." * 256 + b"b", b"l@" + b"a." * 256 + b"b"):
+        with pytest.raises(AddressError, match="longer than 512 octets"):
+            parse_list(long)
 
 
 @pytest.mark.parametrize(

@@ -321,7 +321,7 @@ WRONG = [
     ),
     ('[smarthost]\nhost = ""', f"2: [smarthost] host: {HOSTS} (got '')"),
     ("[smarthost]\nhost = []", f"2: [smarthost] host: {HOSTS} (got a list)"),
-    ('[smarthost]\nhost = ["a", 1]', f"2: [smarthost] host: {HOSTS} (got a list)"),
+    ('[smarthost]\nhost = ["a", 1]', f"2: [smarthost] host: {HOSTS} (got 1)"),
     ('[smarthost]\nhost = "a:25"', f"2: [smarthost] host: {HOSTS} (got 'a:25')"),
     ('[smarthost]\nhost = "10.0.0"', f"2: [smarthost] host: {HOSTS} (got '10.0.0')"),
     ('[smarthost]\nhost = "[::1"', f"2: [smarthost] host: {HOSTS} (got '[::1')"),
@@ -357,7 +357,8 @@ WRONG = [
         '2: [delivery] tls: expected "none" or "opportunistic" (got \'starttls\')',
     ),
     ('[dns]\nnameservers = "::1"', f"2: [dns] nameservers: {SERVERS} (got '::1')"),
-    ('[dns]\nnameservers = ["ns.example"]', f"2: [dns] nameservers: {SERVERS} (got a list)"),
+    ('[dns]\nnameservers = ["ns.example"]', f"2: [dns] nameservers: {SERVERS} (got 'ns.example')"),
+    ('[dns]\nnameservers = ["::1", 53]', f"2: [dns] nameservers: {SERVERS} (got 53)"),
     # names
     ('hostnam = "x"', "1: hostnam: unknown key (did you mean hostname?)"),
     ("zzz = 1", "1: zzz: unknown key"),
@@ -638,6 +639,58 @@ def test_root_does_not_wait_for_a_fifo(machine: Path, places: dict[bytes, bytes]
     assert admin_of(None, places, 0, 0) == "etc"
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        "/proc/self/fd/0",
+        "/proc/thread-self/fd/0",
+        "/dev/stdin",
+        "/dev/fd/0",
+        "/proc/self/status",
+        "/proc/self/environ",
+    ],
+)
+@pytest.mark.parametrize(("uid", "euid"), [(0, 0), (USER, 0), (0, USER)])
+def test_root_takes_nothing_that_is_no_file_on_a_disk(
+    machine: Path, places: dict[bytes, bytes], name: str, uid: int, euid: int
+) -> None:
+    """Root owns its standard input and what stands in /proc; the words in them are another's."""
+    message = os.open(write(machine / "message", 'admin = "message"'), os.O_RDONLY)
+    saved = os.dup(0)
+    try:
+        os.dup2(message, 0)
+        places[b"MINISEND_CONFIG"] = os.fsencode(name)
+        assert admin_of(None, places, uid, euid) == "etc"
+        (machine / "link").symlink_to(name)
+        places[b"MINISEND_CONFIG"] = os.fsencode(machine / "link")
+        assert admin_of(None, places, uid, euid) == "etc"
+        (machine / "above").symlink_to(os.path.dirname(name))
+        places[b"MINISEND_CONFIG"] = os.fsencode(machine / "above" / os.path.basename(name))
+        assert admin_of(None, places, uid, euid) == "etc"
+    finally:
+        os.dup2(saved, 0)
+        os.close(saved)
+        os.close(message)
+
+
+@pytest.mark.parametrize("key", [b"MINISEND_CONFIG", b"XDG_CONFIG_HOME"])
+def test_what_the_environment_names_is_a_regular_file(
+    machine: Path, places: dict[bytes, bytes], key: bytes
+) -> None:
+    path = (
+        machine
+        / {b"MINISEND_CONFIG": "env/e.toml", b"XDG_CONFIG_HOME": "xdg/minisend/config.toml"}[key]
+    )
+    path.unlink()
+    os.mkfifo(path, 0o600)
+    os.chown(path, USER, USER)
+    expected = f"{path}: not used: expected a regular file"
+    assert both_fail(None, {key: places[key]}, USER, USER) == expected
+    path.unlink()
+    path.symlink_to(write(machine / "elsewhere.toml", 'admin = "linked"', owner=USER))
+    assert admin_of(None, {key: places[key]}, USER, USER) == "linked"
+
+
 @pytest.mark.parametrize("mode", [0o664, 0o646, 0o666])
 def test_file_that_others_can_write(machine: Path, places: dict[bytes, bytes], mode: int) -> None:
     path = machine / "env/e.toml"
@@ -765,7 +818,7 @@ def test_conf_d_error_names_its_file(machine: Path) -> None:
     )
     part.unlink()
     part.mkdir()
-    assert both_fail(str(main), {}, USER, USER) == f"{part}: cannot read it: Is a directory"
+    assert both_fail(str(main), {}, USER, USER) == f"{part}: not used: expected a regular file"
 
 
 def test_conf_d_that_is_no_directory(machine: Path) -> None:
@@ -806,9 +859,39 @@ def test_conf_d_of_another_user_stops_root(machine: Path, places: dict[bytes, by
 
 
 @as_root
-def test_conf_d_of_option_is_not_checked(machine: Path) -> None:
-    write(machine / "conf.d/a.toml", 'admin = "part"', owner=OTHER, mode=0o666)
-    assert loaded(machine, 'admin = "main"').admin == "part"
+def test_conf_d_of_option_is_not_a_strangers(machine: Path) -> None:
+    """The directory of the file named may be open to all, so what is beside the file is not its owner's word."""
+    main = write(machine / "open/mine.toml", 'admin = "main"')
+    main.parent.chmod(0o1777)
+    part = write(machine / "open/conf.d/a.toml", 'admin = "part"', owner=OTHER)
+    foreign = f"not used: expected owner uid 0 (got {OTHER}): chown it, or name another file"
+    writable = "not used: others can write it (mode {}): chmod go-w it"
+    assert both_fail(str(main), {}, 0, 0) == f"{part}: {foreign}"
+    os.chown(part, 0, 0)
+    assert admin_of(str(main), {}, 0, 0) == "part"
+    part.chmod(0o664)
+    assert both_fail(str(main), {}, 0, 0) == f"{part}: {writable.format('0664')}"
+    part.chmod(0o644)
+    part.parent.chmod(0o775)
+    assert both_fail(str(main), {}, 0, 0) == f"{part.parent}: {writable.format('0775')}"
+    part.parent.chmod(0o755)
+    os.chown(part.parent, OTHER, OTHER)
+    assert both_fail(str(main), {}, 0, 0) == f"{part.parent}: {foreign}"
+
+
+@as_root
+@pytest.mark.parametrize("euid", [OTHER, USER])
+def test_conf_d_of_option_may_be_of_its_owner_or_of_us(machine: Path, euid: int) -> None:
+    main = write(machine / "c.toml", 'admin = "main"', owner=OTHER, mode=0o666)
+    part = write(machine / "conf.d/a.toml", 'admin = "part"', owner=OTHER)
+    assert admin_of(str(main), {}, euid, euid) == "part"
+    os.chown(part, USER, USER)
+    if euid == USER:
+        assert admin_of(str(main), {}, euid, euid) == "part"
+    else:
+        assert f"expected owner uid 0 or {OTHER} (got {USER})" in both_fail(
+            str(main), {}, euid, euid
+        )
 
 
 def test_conf_d_of_the_third_place_is_checked(machine: Path, places: dict[bytes, bytes]) -> None:
