@@ -130,6 +130,7 @@ def flush(
 def background_flush(config: Config, log: Log) -> int:
     """What a submission starts: deliver what is due, in one of the slots, and look again before ending."""
     seen: set[str] = set()
+    once_more = True
     while True:
         slot = slots.take(config.spool.path)
         if slot is None:
@@ -137,13 +138,16 @@ def background_flush(config: Config, log: Log) -> int:
         try:
             with Queue(config.spool.path) as queue:
                 seen |= {place.queue_id for place in queue.places("new")}
-            flush(config, Selection(), log=log)
+            summary = flush(config, Selection(), log=log)
         finally:
             os.close(slot)
-        # A message that came while the slots were taken found no flusher of its own to serve it.
+        # A message that came while the slots were taken found no flusher of its own to serve it; one that its
+        # submission still held when it was listed was skipped, and may be free now.
         with Queue(config.spool.path) as queue:
-            if all(place.queue_id in seen for place in queue.places("new")):
-                return 0
+            waiting = [place.queue_id in seen for place in queue.places("new")]
+        if all(waiting) and not (waiting and summary.skipped and once_more):
+            return 0
+        once_more = not all(waiting)
 
 
 def _select(queue: Queue, config: Config, selection: Selection) -> tuple[list[Place], list[str]]:

@@ -76,7 +76,7 @@ class Stream:
     """A connected stream socket.
 
     ``name``           says in errors who is at the other end
-    ``while_waiting``  called each second in which nothing can be read or written
+    ``while_waiting``  called about each second while something is waited for
     """
 
     def __init__(
@@ -89,6 +89,7 @@ class Stream:
         self._socket = connected
         self._name = name
         self._while_waiting = while_waiting
+        self._called = monotonic()
         self._encrypted = False
 
     @property
@@ -246,12 +247,16 @@ class Stream:
         poll = select.poll()
         poll.register(self._socket, events)
         while True:
-            left = max(0.0, deadline - monotonic())
+            now = monotonic()
+            # Also between waits that are each short: a server may drip, or take a large message slowly.
+            if now - self._called >= _PATIENCE:
+                self._while_waiting()
+                self._called = now = monotonic()
+            left = max(0.0, deadline - now)
             if poll.poll(ceil(min(left, _PATIENCE) * 1000)):
                 return
             if left <= _PATIENCE:
                 raise NetworkError("timed out")
-            self._while_waiting()
 
 
 def connect(
