@@ -98,9 +98,9 @@ def test_an_account_whose_name_no_address_can_have(monkeypatch, name, login):
         ("IST-5:30", 330),
         ("NST3:30", -210),
         ("LINT-14", 840),
-        ("XXX-23:59", 1439),
-        ("XXX-24", 1439),
-        ("XXX24:59", -1439),
+        ("ABC-23:59", 1439),
+        ("ABC-24", 1439),
+        ("ABC24:59", -1439),
     ],
 )
 def test_zone(monkeypatch, zone, minutes):
