@@ -181,11 +181,12 @@ def _complain(face: str, text: str) -> None:
 
 
 def _report_bug(face: str, exc: Exception) -> None:
-    import syslog
     import traceback
 
-    for line in "".join(traceback.format_exception(exc)).splitlines():
-        syslog.syslog(syslog.LOG_MAIL | syslog.LOG_ERR, f"minisend: {line}".replace("\0", ""))
+    from minisend.log import NO_MESSAGE, Log, line
+
+    trace = "".join(traceback.format_exception(exc))
+    Log(syslog=True, stderr=False).error(line(NO_MESSAGE, event="bug", face=face, trace=trace))
     _complain(face, f"internal error, please report it: {type(exc).__name__}: {exc}")
 
 

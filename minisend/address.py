@@ -320,7 +320,7 @@ def quote_phrase(name: bytes) -> bytes:
     """
     name = one_line(name)
     if not name.isascii() or len(name) > _QUOTED_NAME_LIMIT:
-        return _encoded_words(name)
+        return encoded_words(name)
     if name.translate(None, _ATEXT + b" "):
         return b'"' + name.replace(b"\\", b"\\\\").replace(b'"', b'\\"') + b'"'
     return name
@@ -344,7 +344,7 @@ def _a_label(label: str) -> bytes:
     return octets
 
 
-def _encoded_words(name: bytes) -> bytes:
+def encoded_words(name: bytes) -> bytes:
     """RFC 2047 "Q" words as section 5 rule 3 wants them in a phrase; no character is cut in two."""
     try:
         text, charset = name.decode(), "utf-8"

@@ -34,7 +34,7 @@ from minisend.errors import ConfigError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
     from typing import Any
 
 SYSTEM_FILE = "/etc/minisend/config.toml"
@@ -54,6 +54,8 @@ KEYS: "tuple[tuple[str, str, str | tuple[str, ...], object, str], ...]" = (
     ("spool", "retry_min", "duration", "5m", "The wait after the first attempt; it doubles with each further one."),
     ("spool", "retry_max", "duration", "4h", "The longest wait between two attempts."),
     ("spool", "max_message_size", "size", "50M", "A larger message is refused at submission."),
+    ("spool", "min_free", "size or 0", "16M", "The room that a submission must leave on the queue's file system."),
+    ("spool", "min_free_inodes", "count or 0", 100, "The inodes that must be free there for a submission."),
     ("spool", "sync", ("group", "each"), "group", "How the record of deliveries reaches the disk."),
     ("submission", "socket", "path or false", "/run/minisend/submit.sock", "The socket on which the service takes messages."),
     ("submission", "drop", "path or false", "/var/spool/minisend/drop", "The directory that takes messages while nobody listens on the socket."),
@@ -68,19 +70,37 @@ KEYS: "tuple[tuple[str, str, str | tuple[str, ...], object, str], ...]" = (
     ("smarthost", "password_command", "strings", (), "A program and its arguments; the first line it prints is the password."),
     ("smarthost", "credential", "string", "", "The name of a systemd credential that holds the password."),
     ("smarthost", "secret_mode_check", "boolean", True, "Whether a password file that others can read is refused."),
-    ("smarthost", "auth", ("auto", "plain", "login", "none"), "auto", "The SASL mechanism."),
+    ("smarthost", "auth", ("auto", "plain", "login", "cram-md5", "scram-sha-1", "scram-sha-1-plus", "scram-sha-256", "scram-sha-256-plus", "oauthbearer", "xoauth2", "external", "none"), "auto", "The SASL mechanism."),
+    ("smarthost", "oauth2_provider", ("microsoft365", "google"), "", "Whose OAuth2 service gives the access tokens; it sets the endpoints and the scope."),
+    ("smarthost", "oauth2_grant", ("refresh", "client_credentials", "service_account"), "refresh", "What an access token is asked for with."),
+    ("smarthost", "oauth2_client_id", "string", "", "The name under which the service knows this program."),
+    ("smarthost", "oauth2_client_secret_file", "path", "", "A file that holds the client's secret."),
+    ("smarthost", "oauth2_service_account_file", "path", "", "A file that holds the private key of a service account."),
+    ("smarthost", "oauth2_tenant", "domain", "common", "The Microsoft 365 tenant: its identifier or one of its domains."),
+    ("smarthost", "oauth2_scope", "string", "", "What the token must allow, in place of what the provider needs for sending mail."),
+    ("smarthost", "oauth2_token_endpoint", "endpoint", "", "The URL that gives tokens."),
+    ("smarthost", "oauth2_device_endpoint", "endpoint", "", "The URL that gives a code to log in with on another device."),
+    ("smarthost", "oauth2_auth_endpoint", "endpoint", "", "The URL of the page on which a user logs in."),
+    ("smarthost", "oauth2_ca_file", "path", "", "A PEM file of the authorities to trust for these URLs in place of the system's."),
+    ("smarthost", "oauth2_token_file", "path", "", "Where the tokens are kept."),
     ("delivery", "mx_port", "port", 25, "The TCP port of MX hosts."),
     ("delivery", "tls", ("none", "opportunistic"), "opportunistic", "How a connection to an MX host is encrypted."),
     ("delivery", "connections_per_host", "count", 20, "The most connections to one server at a time."),
     ("delivery", "connections", "count", 100, "The most connections in all."),
     ("dns", "nameservers", "addresses", (), "The addresses of the DNS servers to ask."),
     ("dns", "port", "port", 53, "The UDP and TCP port of the DNS servers."),
+    ("limits", "messages_per_uid", "count or 0", 0, "The most messages of one user that may wait at a time."),
+    ("limits", "octets_per_uid", "size or 0", 0, "The most octets that the waiting messages of one user may have."),
+    ("limits", "rate_per_uid", "count or 0", 0, "The most messages that are taken from one user within an hour."),
+    ("limits", "flood", "repeats", 0, "A message that one user sends more often than this within an hour is held."),
 )  # fmt: skip
 
 # What submission_facts returns.
 _FOR_SUBMISSION = (
     ("spool", "path"),
     ("spool", "max_message_size"),
+    ("spool", "min_free"),
+    ("spool", "min_free_inodes"),
     ("spool", "sync"),
     ("submission", "socket"),
     ("submission", "drop"),
@@ -91,6 +111,13 @@ _PORTS = {"starttls": 587, "opportunistic": 587, "implicit": 465, "none": 25}
 
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 _MAX_DURATION = 3650 * 86400
+_LEAST_AND_MOST = {
+    "port": (1, 65535),
+    "count": (1, 1_000_000),
+    "count or 0": (0, 1_000_000),
+    # delivery.flood remembers each of them.
+    "repeats": (0, 10_000),
+}
 _OCTETS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 _MAX_SIZE = 1 << 40
 # difflib's ratio from which a known name is suggested: "lifetme" has 0.93, "port" for mx_port 0.73.
@@ -105,11 +132,13 @@ _MAX_FILE = 1 << 20
 
 
 class Spool:
-    """[spool]: ``path`` absolute; times in seconds; ``max_message_size`` in octets; ``sync`` a word."""
+    """[spool]: ``path`` absolute; times in seconds; sizes in octets; ``min_free...`` 0 for any; ``sync`` a word."""
 
     __slots__ = (
         "lifetime",
         "max_message_size",
+        "min_free",
+        "min_free_inodes",
         "path",
         "retry_max",
         "retry_min",
@@ -122,6 +151,8 @@ class Spool:
     retry_min: int
     retry_max: int
     max_message_size: int
+    min_free: int
+    min_free_inodes: int
     sync: str
 
     def __init__(self, path: str, **values: "Any") -> None:
@@ -146,6 +177,18 @@ class Smarthost:
         "auth",
         "credential",
         "hosts",
+        "oauth2_auth_endpoint",
+        "oauth2_ca_file",
+        "oauth2_client_id",
+        "oauth2_client_secret_file",
+        "oauth2_device_endpoint",
+        "oauth2_grant",
+        "oauth2_provider",
+        "oauth2_scope",
+        "oauth2_service_account_file",
+        "oauth2_tenant",
+        "oauth2_token_endpoint",
+        "oauth2_token_file",
         "password_command",
         "password_file",
         "port",
@@ -168,12 +211,29 @@ class Smarthost:
     credential: str
     secret_mode_check: bool
     auth: str
+    oauth2_provider: str
+    oauth2_grant: str
+    oauth2_client_id: str
+    oauth2_client_secret_file: str
+    oauth2_service_account_file: str
+    oauth2_tenant: str
+    oauth2_scope: str
+    oauth2_token_endpoint: str
+    oauth2_device_endpoint: str
+    oauth2_auth_endpoint: str
+    oauth2_ca_file: str
+    oauth2_token_file: str
 
     def __init__(self, hosts: "tuple[str, ...]", **values: "Any") -> None:
         self.hosts = hosts
         _fill(self, "smarthost", values)
         if self.port is None:
             self.port = _PORTS[self.tls]
+
+    @property
+    def uses_oauth2(self) -> bool:
+        """Access tokens come from the service that the oauth2_... keys name."""
+        return bool(self.oauth2_provider or self.oauth2_token_endpoint)
 
 
 class Delivery:
@@ -200,6 +260,19 @@ class Dns:
         _fill(self, "dns", values)
 
 
+class Limits:
+    """[limits]: sizes in octets, rates an hour; 0 is no limit."""
+
+    __slots__ = ("flood", "messages_per_uid", "octets_per_uid", "rate_per_uid")
+    messages_per_uid: int
+    octets_per_uid: int
+    rate_per_uid: int
+    flood: int
+
+    def __init__(self, **values: "Any") -> None:
+        _fill(self, "limits", values)
+
+
 class Config:
     """Every value of one configuration, defaults filled in; see ``KEYS``.
 
@@ -215,6 +288,7 @@ class Config:
         "delivery",
         "dns",
         "file",
+        "limits",
         "smarthost",
         "spool",
         "submission",
@@ -232,6 +306,7 @@ class Config:
         smarthost: "Smarthost | None" = None,
         delivery: "Delivery | None" = None,
         dns: "Dns | None" = None,
+        limits: "Limits | None" = None,
     ) -> None:
         self.file = file
         self._hostname = hostname
@@ -242,6 +317,7 @@ class Config:
         self.smarthost = smarthost
         self.delivery = delivery or Delivery()
         self.dns = dns or Dns()
+        self.limits = limits or Limits()
 
     @property
     def hostname(self) -> str:
@@ -261,12 +337,23 @@ class Config:
 class SubmissionFacts:
     """All that ``sendmail`` needs to know before it hands a message over; forms as in ``Config``."""
 
-    __slots__ = ("drop", "file", "max_message_size", "socket", "spool_path", "sync")
+    __slots__ = (
+        "drop",
+        "file",
+        "max_message_size",
+        "min_free",
+        "min_free_inodes",
+        "socket",
+        "spool_path",
+        "sync",
+    )
 
     def __init__(self, file: "str | None", spool: Spool, submission: Submission) -> None:
         self.file = file
         self.spool_path = spool.path
         self.max_message_size = spool.max_message_size
+        self.min_free = spool.min_free
+        self.min_free_inodes = spool.min_free_inodes
         self.sync = spool.sync
         self.socket = submission.socket
         self.drop = submission.drop
@@ -314,6 +401,7 @@ def load(explicit: "str | None", environ: "Mapping[bytes, bytes]", uid: int, eui
         smarthost=Smarthost(smarthost.pop("host"), **smarthost) if smarthost else None,
         delivery=Delivery(**values.get("delivery", {})),
         dns=Dns(**values.get("dns", {})),
+        limits=Limits(**values.get("limits", {})),
         **values.get("", {}),
     )
 
@@ -424,13 +512,13 @@ def _in_form(kind: "str | tuple[str, ...]", value: "Any", default: object) -> "A
     elif kind == "boolean":
         if isinstance(value, bool):
             return value
-    elif kind in ("port", "count"):
-        most = 65535 if kind == "port" else 1_000_000
-        if type(value) is int and 1 <= value <= most:
+    elif kind in _LEAST_AND_MOST:
+        least, most = _LEAST_AND_MOST[kind]
+        if type(value) is int and least <= value <= most:
             return value
-    elif kind == "size":
+    elif kind in ("size", "size or 0"):
         octets = _octets(value)
-        if 1 <= octets <= _MAX_SIZE:
+        if (kind == "size") <= octets <= _MAX_SIZE:
             return octets
     elif kind == "path or false" and value is False:
         return None
@@ -453,6 +541,7 @@ def _in_form(kind: "str | tuple[str, ...]", value: "Any", default: object) -> "A
             kind == "string"
             or (kind in ("path", "path or false") and value[0] == "/")
             or (kind == "domain" and _is_domain(value))
+            or (kind == "endpoint" and _is_endpoint(value))
             or (kind == "address" and _is_address(value))
         ):
             return value
@@ -468,12 +557,16 @@ def _expected(kind: "str | tuple[str, ...]") -> str:
         "boolean": "true or false",
         "count": "a whole number from 1 to 1000000",
         "domain": 'a domain name in ASCII, such as "host.example.org"',
+        "endpoint": "an https URL without user name or fragment",
         "duration": 'a time of at most 3650 days, such as "5d", "4h", "30m" or "90s"',
         "hosts": "a host name or IP address without a port, or a list of them",
         "path": "an absolute path",
         "path or false": "an absolute path or false",
         "port": "a whole number from 1 to 65535",
+        "count or 0": "a whole number from 0 to 1000000",
+        "repeats": "a whole number from 0 to 10000",
         "size": 'a size of at most 1024G, such as "50M", "512K" or a number of octets',
+        "size or 0": 'a size of at most 1024G, such as "16M", "512K" or a number of octets, or 0',
         "string": "text without control characters",
         "strings": 'a list of strings, such as ["/usr/bin/pass", "mail"]',
     }[kind]
@@ -510,6 +603,27 @@ def _is_ip(value: str) -> bool:
         except (OSError, ValueError):
             pass
     return False
+
+
+def _is_endpoint(value: str) -> bool:
+    """RFC 6749 section 3.1: no fragment; TLS is a must, but on the way to this machine itself there is nobody."""
+    from urllib.parse import urlsplit
+
+    try:
+        url = urlsplit(value)
+        host, _ = url.hostname or "", url.port
+    except ValueError:
+        return False
+    return (
+        value.isascii()
+        and not any(char in value for char in ' "<>\\^`{|}#')
+        and "@" not in url.netloc
+        and (_is_ip(host) or _is_domain(host))
+        and (
+            url.scheme == "https"
+            or (url.scheme == "http" and host in ("localhost", "127.0.0.1", "::1"))
+        )
+    )
 
 
 def _host(value: str) -> str:
@@ -580,21 +694,62 @@ def _check_together(
         return
     if "host" not in smarthost:
         raise wrong("smarthost", "host", f"expected {_expected('hosts')} (got nothing)")
+    oauth2 = _check_oauth2(smarthost, wrong)
     given = [n for n in ("password_file", "password_command", "credential") if smarthost.get(n)]
     if len(given) > 1:
         raise wrong("smarthost", given[1], f"expected only one of this and {given[0]}")
     auth = smarthost.get("auth", "auto")
     username = smarthost.get("username")
+    if oauth2 and given:
+        raise wrong("smarthost", given[0], f"expected only one of this and {oauth2}")
     if given and not username:
         raise wrong("smarthost", given[0], "expected username beside it (got nothing)")
-    if auth in ("plain", "login") and not username:
+    if auth == "external" and given:
+        raise wrong("smarthost", "auth", f'expected no {given[0]} beside "{auth}"')
+    if auth not in ("auto", "external", "none") and not username:
         raise wrong("smarthost", "auth", f'expected username beside "{auth}" (got nothing)')
-    if username and not given and auth != "none":
+    if username and not given and not oauth2 and auth not in ("external", "none"):
         raise wrong(
             "smarthost",
             "username",
             "expected password_file, password_command or credential beside it (got nothing)",
         )
+
+
+def _check_oauth2(
+    smarthost: "dict[str, Any]", wrong: "Callable[[str, str, str], ConfigError]"
+) -> str:
+    """Whether the table asks for OAuth2: the first key that says so, "" when none does."""
+    given = [row[1] for row in KEYS if row[1].startswith("oauth2_") and smarthost.get(row[1])]
+    if not given:
+        return ""
+
+    def need(name: str, at: str = given[0], beside: str = "it") -> None:
+        if not smarthost.get(name):
+            raise wrong("smarthost", at, f"expected {name} beside {beside} (got nothing)")
+
+    if "oauth2_provider" not in given and "oauth2_token_endpoint" not in given:
+        need("oauth2_provider or oauth2_token_endpoint")
+    need("username")
+    auth = smarthost.get("auth", "auto")
+    if auth not in ("auto", "xoauth2", "oauthbearer", "none"):
+        raise wrong(
+            "smarthost",
+            "auth",
+            f'expected "auto", "xoauth2" or "oauthbearer" beside {given[0]} (got {_shown(auth)})',
+        )
+    grant = smarthost.get("oauth2_grant", "refresh")
+    quoted = f'"{grant}"'
+    if grant == "service_account":
+        need("oauth2_service_account_file", "oauth2_grant", quoted)
+        return given[0]
+    need("oauth2_client_id")
+    if grant == "client_credentials":
+        need("oauth2_client_secret_file", "oauth2_grant", quoted)
+        if smarthost.get("oauth2_provider") == "microsoft365":
+            # "common" stands for the tenant that a user belongs to; here there is no user.
+            need("oauth2_tenant", "oauth2_grant", quoted)
+    return given[0]
 
 
 def _typed(
@@ -607,7 +762,7 @@ def _typed(
         # Somebody may have put the secret itself there: it must not reach a log.
         got = (
             ""
-            if name in ("password_file", "credential")
+            if name in ("password_file", "credential", "oauth2_client_secret_file")
             else f" (got {_shown(_culprit(kind, value))})"
         )
         raise _wrong(path, text, table, name, f"expected {_expected(kind)}{got}") from None
@@ -911,14 +1066,22 @@ def _default_spool(environ: "Mapping[bytes, bytes]", uid: int, euid: int) -> str
     except OSError:
         # It may well be there: an error must not send mail into another spool.
         return SYSTEM_SPOOL
+    state = state_directory(environ, uid, euid)
+    if state is None:
+        raise ConfigError(
+            f"[spool] path: {SYSTEM_SPOOL} does not exist and uid {uid} has no home directory: "
+            "create it, or set path in a configuration file"
+        )
+    return state
+
+
+def state_directory(environ: "Mapping[bytes, bytes]", uid: int, euid: int) -> "str | None":
+    """The user's own directory for what minisend keeps (XDG); None without a home.  It need not exist."""
     state = "" if 0 in (uid, euid) else _absolute(environ, b"XDG_STATE_HOME")
     if not state:
         home = _home(environ, uid, euid)
         if home is None:
-            raise ConfigError(
-                f"[spool] path: {SYSTEM_SPOOL} does not exist and uid {uid} has no home directory: "
-                "create it, or set path in a configuration file"
-            )
+            return None
         state = f"{home}/.local/state"
     return f"{state}/minisend"
 

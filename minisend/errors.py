@@ -63,6 +63,12 @@ class SpoolError(MinisendError):
     status = "4.3.0"
 
 
+class SpoolFull(SpoolError):
+    """The disk has too little room to take a message (RFC 3463 X.3.1)."""
+
+    status = "4.3.1"
+
+
 class PermissionDenied(MinisendError):
     """The caller may not do this (EX_NOPERM)."""
 

@@ -6,17 +6,23 @@ imported when it is used.  Every mistake on the command line is a UsageError (64
 
 import argparse
 import posix
+import signal
 import time
+from contextlib import contextmanager
 from typing import NoReturn
 
 from minisend import __version__
-from minisend.admin.terminal import write
+from minisend.admin import filters
+from minisend.admin.terminal import printable, write
 from minisend.config import Config, load
 from minisend.errors import UsageError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from minisend.delivery.flush import Selection, Summary
+    from collections.abc import Iterator
+
+    from minisend.delivery.attempt import Summary
+    from minisend.delivery.flush import Selection, Stop
 
 
 class _Parser(argparse.ArgumentParser):
@@ -32,14 +38,8 @@ def main(arguments: list[str], config_file: str | None) -> int:
     Raises MinisendError, and SystemExit for --help and --version.
     """
     asked = _parser().parse_args(arguments)
-    if asked.command == "flush":
-        return _flush(asked, config_file)
-    if asked.command == "demo":
-        from minisend.admin.demo import demo
-
-        return demo(asked.recipient)
     try:
-        return _queue(asked, config_file)
+        return _COMMANDS[asked.command](asked, config_file)
     except BrokenPipeError:
         return 0  # "minisend queue | head": the reader has all it wants
 
@@ -53,7 +53,9 @@ def _parser() -> _Parser:
         allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"minisend {__version__}")
-    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    commands = parser.add_subparsers(
+        dest="command", metavar="COMMAND", required=True, prog="minisend"
+    )
 
     flush = commands.add_parser("flush", help="deliver what is due", allow_abbrev=False)
     flush.add_argument("--all", action="store_true", help="deliver everything, due or not")
@@ -65,13 +67,83 @@ def _parser() -> _Parser:
     # What a submission starts: one of a few flushers, see minisend.delivery.slots.
     flush.add_argument("--background", action="store_true", help=argparse.SUPPRESS)
 
+    run = commands.add_parser(
+        "run",
+        help="serve the queue: deliver what comes and what falls due",
+        description="Deliver in the foreground, until told to stop by SIGTERM.  Logs to standard error.",
+        allow_abbrev=False,
+    )
+    run.add_argument(
+        "--exit-idle",
+        metavar="SECONDS",
+        type=_seconds,
+        help="end after so long without anything to do",
+    )
+
     queue = commands.add_parser(
         "queue", help="show what waits, why, until when", allow_abbrev=False
     )
     queue.add_argument(
         "--json", action="store_true", help="one JSON object a line, like postqueue -j"
     )
-    queue.add_argument("id", nargs="?", metavar="ID", help="show this message and its attempts")
+    queue.add_argument("ids", nargs="*", metavar="ID", help="only these messages")
+    filters.add_options(queue, filters.STATES_OF["queue"])
+
+    show = commands.add_parser("show", help="show all of a message", allow_abbrev=False)
+    show.add_argument("ids", nargs="+", metavar="ID", help="queue id of the message")
+    show.add_argument("--headers", action="store_true", help="without the body")
+    form = show.add_mutually_exclusive_group()
+    form.add_argument("--raw", action="store_true", help="the octets that go out, nothing else")
+    form.add_argument(
+        "--json", action="store_true", help="one JSON object a line, without the body"
+    )
+
+    for name, about in (
+        ("rm", "remove messages; nobody is told"),
+        ("hold", "keep messages from being delivered"),
+        ("release", "let held messages go, at once"),
+        ("requeue", "try messages again from the start, failed ones too"),
+    ):
+        action = commands.add_parser(name, help=about, allow_abbrev=False)
+        action.add_argument("ids", nargs="*", metavar="ID", help="queue id of the message")
+        action.add_argument("--all", action="store_true", help="all that the command is about")
+        if name == "rm":
+            action.add_argument(
+                "--yes", action="store_true", help="do not ask before --all or a filter removes"
+            )
+        filters.add_options(action, filters.STATES_OF[name])
+
+    check = commands.add_parser("check", help="say whether the queue is well", allow_abbrev=False)
+    check.add_argument("--json", action="store_true", help="one JSON object")
+    check.add_argument(
+        "--overdue",
+        metavar="AGE",
+        type=filters.duration,
+        help="how long a message may be due before nobody serves the queue (default: 30m)",
+    )
+
+    story = commands.add_parser("log", help="show what happened to a message", allow_abbrev=False)
+    story.add_argument("--json", action="store_true", help="one JSON object a line for each event")
+    story.add_argument("id", metavar="ID", help="queue id of the message, also one that is gone")
+
+    login = commands.add_parser(
+        "login", help="let minisend send mail for an account (OAuth2)", allow_abbrev=False
+    )
+    methods = login.add_mutually_exclusive_group()
+    for method, text in (
+        ("device", "enter a code on another device"),
+        ("browser", "log in with a browser on this machine"),
+    ):
+        methods.add_argument(
+            f"--{method}", dest="method", action="store_const", const=method, default="", help=text
+        )
+    login.add_argument(
+        "name",
+        nargs="?",
+        metavar="NAME",
+        default="",
+        help="of a [smarthosts.NAME] table (default: the [smarthost] table)",
+    )
 
     demo = commands.add_parser(
         "demo",
@@ -95,12 +167,71 @@ def _load(config_file: str | None) -> Config:
 
 
 def _queue(asked: argparse.Namespace, config_file: str | None) -> int:
-    from minisend.admin.queue import show_message, show_queue
+    from minisend.admin.queue import show_queue
 
-    spool = _load(config_file).spool.path
-    if asked.id is None:
-        return show_queue(spool, as_json=asked.json)
-    return show_message(spool, asked.id, as_json=asked.json)
+    config = _load(config_file)
+    chosen = _filter(asked, config)
+    if asked.ids and chosen.given:
+        raise UsageError("queue: name messages, or use filters, not both")
+    return show_queue(config.spool.path, chosen, tuple(asked.ids), as_json=asked.json)
+
+
+def _show(asked: argparse.Namespace, config_file: str | None) -> int:
+    from minisend.admin.show import show
+
+    if asked.raw and len(asked.ids) > 1:
+        raise UsageError("show --raw: one message at a time")
+    return show(
+        _load(config_file),
+        tuple(asked.ids),
+        headers=asked.headers,
+        raw=asked.raw,
+        as_json=asked.json,
+    )
+
+
+def _act(asked: argparse.Namespace, config_file: str | None) -> int:
+    from minisend.admin.actions import act
+
+    config = _load(config_file)
+    return act(
+        config,
+        asked.command,
+        _filter(asked, config),
+        tuple(asked.ids),
+        everything=asked.all,
+        ask=asked.command == "rm" and not asked.yes and posix.isatty(0),
+    )
+
+
+def _filter(asked: argparse.Namespace, config: Config) -> filters.Filter:
+    states = filters.STATES_OF[asked.command]
+    return filters.Filter(asked, states, time.time(), lambda: config.mail_domain)
+
+
+def _check(asked: argparse.Namespace, config_file: str | None) -> int:
+    from minisend.admin.check import OVERDUE, check
+
+    overdue = OVERDUE if asked.overdue is None else asked.overdue
+    return check(_load(config_file), overdue, as_json=asked.json)
+
+
+def _demo(asked: argparse.Namespace, config_file: str | None) -> int:
+    from minisend.admin.demo import demo
+
+    return demo(asked.recipient)
+
+
+def _login(asked: argparse.Namespace, config_file: str | None) -> int:
+    from minisend.admin.login import login
+
+    return login(_load(config_file), asked.name, asked.method)
+
+
+def _story(asked: argparse.Namespace, config_file: str | None) -> int:
+    from minisend.admin.story import show_story
+
+    return show_story(_load(config_file).spool.path, asked.id, as_json=asked.json)
 
 
 def _flush(asked: argparse.Namespace, config_file: str | None) -> int:
@@ -109,12 +240,14 @@ def _flush(asked: argparse.Namespace, config_file: str | None) -> int:
     if asked.recipient == "":
         raise UsageError("flush: --recipient: expected a domain (got nothing)")
     if asked.background:
-        from minisend.delivery.flush import background_flush
+        from minisend.delivery.flush import Stop, background_flush
         from minisend.log import Log
 
-        return background_flush(_load(config_file), Log(syslog=True, stderr=False))
+        stop = Stop()
+        with _ending_on_signals(stop):
+            return background_flush(_load(config_file), Log(syslog=True, stderr=False), stop)
 
-    from minisend.delivery.flush import Selection
+    from minisend.delivery.flush import Selection, Stop
 
     selection = Selection(
         everything=asked.all,
@@ -124,16 +257,61 @@ def _flush(asked: argparse.Namespace, config_file: str | None) -> int:
     return flush_once(selection, config_file, quiet=asked.quiet)
 
 
+def _run(asked: argparse.Namespace, config_file: str | None) -> int:
+    from minisend.delivery.flush import Stop
+    from minisend.delivery.serve import serve
+    from minisend.log import service_log
+
+    config = _load(config_file)
+    stop = Stop()
+    with _ending_on_signals(stop):
+        serve(config, log=service_log(), stop=stop, exit_idle=asked.exit_idle)
+    return 0
+
+
+def _seconds(text: str) -> float:
+    digits = text.removesuffix("s")
+    if not (digits.isascii() and digits.isdecimal() and len(digits) <= 9):
+        raise argparse.ArgumentTypeError(
+            f'expected whole seconds, such as 30 (got "{printable(text)}")'
+        )
+    return float(digits)
+
+
+@contextmanager
+def _ending_on_signals(stop: "Stop") -> "Iterator[None]":
+    """SIGTERM and SIGINT end the transactions that are under way, and then the run; a second one ends at once."""
+
+    def ask(number: int, frame: object) -> None:
+        for each in before:
+            signal.signal(each, signal.SIG_DFL)
+        stop.ask()
+
+    before = {each: signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT)}
+    for each, handler in before.items():
+        if handler is not signal.SIG_IGN:
+            signal.signal(each, ask)
+    try:
+        yield
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
+
+
 def flush_once(selection: "Selection", config_file: str | None, *, quiet: bool) -> int:
     """Deliver the selected messages, with a bar on a terminal and a line at the end.  Returns the exit code."""
     from minisend.admin.progress import Progress
-    from minisend.delivery.flush import flush
+    from minisend.delivery.flush import Stop, flush
     from minisend.log import Log
 
+    stop = Stop()
     config = _load(config_file)
-    log = Log(syslog=True, stderr=False)
-    with Progress("flushing", shown=not quiet) as progress:
-        summary = flush(config, selection, log=log, progress=progress)
+    # Quiet stays quiet: what cron is told it mails, which the next run delivers and logs, without end.
+    log = Log(syslog=True, stderr=False, fallback=not quiet)
+    # Lines on standard error show the progress themselves, and would be written into the bar.
+    bar = Progress("flushing", shown=not quiet and not log.on_stderr)
+    with _ending_on_signals(stop), bar as progress:
+        summary = flush(config, selection, log=log, progress=progress, stop=stop)
     if not quiet:
         try:
             write(1, _summary_line(summary, selection, config.spool.path) + "\n")
@@ -149,6 +327,8 @@ def _summary_line(summary: "Summary", selection: "Selection", spool: str) -> str
         others.append(f"{summary.skipped} being delivered by another process")
     if summary.broken:
         others.append(f"{summary.broken} not readable, see the log")
+    if summary.stopped:
+        others.append("stopped before the end")
     if not summary.tried:
         if others:
             return ", ".join(["nothing delivered", *others])
@@ -179,3 +359,19 @@ def _nothing_tried(selection: "Selection", spool: str) -> str:
         # It came, or its time did, after the flush had looked.
         return f"nothing was due: {len(due)} waiting, the next attempt is due now"
     return f"nothing is due: {len(due)} waiting, the next attempt is at {clock(due[0], now)}"
+
+
+_COMMANDS = {
+    "flush": _flush,
+    "run": _run,
+    "queue": _queue,
+    "show": _show,
+    "rm": _act,
+    "hold": _act,
+    "release": _act,
+    "requeue": _act,
+    "check": _check,
+    "log": _story,
+    "login": _login,
+    "demo": _demo,
+}

@@ -26,9 +26,9 @@ from minisend.spool.store import Entry, Place, Queue
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
-_STATES = ("new", "cur", "hold", "failed")
+STATES = ("new", "cur", "hold", "failed")
 _WORDS = {"new": "new", "cur": "deferred", "hold": "hold", "failed": "failed"}
 _QUEUE_NAMES = {"new": "incoming", "cur": "deferred", "hold": "hold", "failed": "failed"}
 _MARKERS = {"active": "*", "hold": "!", "failed": "#"}
@@ -90,18 +90,27 @@ class Listed:
         return (printable(self.entry.envelope.sender) or "MAILER-DAEMON") if self.entry else ""
 
 
-def open_queue(spool: str) -> Queue | None:
-    """The queue of this spool; None when there is none yet, which is an empty one.  Raises SpoolError."""
+def open_queue(
+    spool: str,
+    *,
+    strict_sync: bool = False,
+    report: "Callable[[str, str], None] | None" = None,
+) -> Queue | None:
+    """The queue of this spool; None when there is none yet, which is an empty one.
+
+    ``strict_sync``, ``report``  as of ``Queue``
+    Raises SpoolError.
+    """
     try:
-        return Queue(spool)
+        return Queue(spool, strict_sync=strict_sync, report=report)
     except SpoolError as exc:
         if _is_absent(exc):
             return None
         raise
 
 
-def messages(queue: Queue) -> "Iterator[Listed]":
-    """All messages; each is closed when the next one is asked for."""
+def messages(queue: Queue, states: "tuple[str, ...]" = STATES) -> "Iterator[Listed]":
+    """All messages in these states (directories); each is closed when the next one is asked for."""
     claimed = _claimed_files()
     shown: set[str] = set()
     moved = True
@@ -109,8 +118,8 @@ def messages(queue: Queue) -> "Iterator[Listed]":
         if not moved:
             break
         moved = False
-        for state in _STATES:
-            for place in _places(queue, state):
+        for state in states:
+            for place in places(queue, state):
                 if place.queue_id in shown:
                     continue
                 listed = _look(queue, place, claimed)
@@ -125,16 +134,46 @@ def messages(queue: Queue) -> "Iterator[Listed]":
                         listed.entry.close()
 
 
+def named(queue: Queue, ids: "Iterable[str]") -> "Iterator[tuple[str, Listed | None]]":
+    """The messages of these ids, each id once and in the order given; None where there is none.
+
+    Each is closed when the next one is asked for.
+    """
+    claimed = _claimed_files()
+    for queue_id, place in find(queue, ids).items():
+        listed = _look(queue, place, claimed) if place else None
+        if listed is None:
+            # It may have moved since it was found, or while it was looked for.
+            listed = message(queue, queue_id)
+        try:
+            yield queue_id, listed
+        finally:
+            if listed is not None and listed.entry is not None:
+                listed.entry.close()
+
+
 def message(queue: Queue, queue_id: str) -> Listed | None:
     """The message of this id, None when there is none; its ``entry`` is the caller's to close."""
     for _ in range(2):
-        place = queue.find(queue_id, *_STATES)
+        place = queue.find(queue_id, *STATES)
         if place is None:
             return None
         listed = _look(queue, place, _claimed_files())
         if listed is not None:
             return listed
     return None
+
+
+def find(queue: Queue, ids: "Iterable[str]") -> "dict[str, Place | None]":
+    """Where the messages of these ids lie, None where there is none; ``cur`` is listed once, if at all."""
+    found = {
+        queue_id: queue.find(queue_id, "new", "hold", "failed") for queue_id in dict.fromkeys(ids)
+    }
+    if None in found.values():
+        for place in queue.places("cur"):
+            if found.get(place.queue_id, place) is None:
+                found[place.queue_id] = place
+    return found
 
 
 def clock(when: float, now: float) -> str:
@@ -144,8 +183,8 @@ def clock(when: float, now: float) -> str:
     return time.strftime("%H:%M" if today else "%b %d %H:%M", there)
 
 
-def _places(queue: Queue, state: str) -> list[Place]:
-    """Names of one state in the order they are shown: by time where the name has one."""
+def places(queue: Queue, state: str) -> list[Place]:
+    """Names of one state (directory) in the order they are shown: by time where the name has one."""
     try:
         return sorted(queue.places(state), key=lambda place: place.name)
     except SpoolError as exc:

@@ -1,76 +1,88 @@
-"""minisend queue: the queue as a table, as JSON lines, or one message with all its attempts.
+"""minisend queue: the queue as a table or as JSON lines.
 
-Never changes anything.  JSON has the keys of ``postqueue -j`` (queue_name, queue_id, arrival_time, message_size,
-sender, recipients with address and delay_reason) and these:
+Never changes anything, and holds one message at a time: a row is written when its file has been read.  So the columns
+have fixed widths; on a terminal they share its width and what is longer is cut, elsewhere nothing is.
+
+JSON has the keys of ``postqueue -j`` (queue_name, queue_id, arrival_time, message_size, sender, recipients with address
+and delay_reason) and these:
 
     state                         "new" | "deferred" | "hold" | "failed"
-    attempts                      made so far
+    attempts                      made so far, since it was last requeued
     next_attempt                  seconds since the epoch, null when none is planned
     error                         only where the file cannot be read: why
     recipients[].action           RFC 3464 Action of the last attempt, "" before the first
     recipients[].status           enhanced status code, "" before the first attempt
     recipients[].remote_mta, .diagnostic   as in RFC 3464, "" when no server was reached
-    history                       with an ID only: every outcome of every attempt
+    history                       only of messages named by their ids: every outcome of every attempt
 
 Source: Postfix postqueue(1), "JSON OBJECT FORMAT"; RFC 3464 section 2.3.
 """
 
 import json
+import posix
 import shutil
 import time
+import unicodedata
+from collections.abc import Iterable, Iterator
 from typing import Any
 
-from minisend.admin.listing import Listed, clock, message, messages, open_queue
+from minisend.admin.filters import Filter
+from minisend.admin.listing import Listed, clock, messages, named, open_queue
 from minisend.admin.terminal import BOLD, CYAN, DIM, RED, YELLOW, Paint, printable, write
-from minisend.envelope import FAILED, Outcome
+from minisend.envelope import Outcome
 from minisend.errors import UsageError
+from minisend.spool.store import Queue
 
-_COLOURS = {"new": CYAN, "deferred": YELLOW, "hold": BOLD, "failed": RED}
+COLOURS = {"new": CYAN, "deferred": YELLOW, "hold": BOLD, "failed": RED}
 # Of the columns that are always there: id, state, size, next attempt, and a space behind each.
 _FIXED = 17 + 9 + 6 + 13
 _NARROWEST = 60
 
 
-def show_queue(spool: str, *, as_json: bool) -> int:
-    """Write the whole queue to standard output.  Raises SpoolError, SystemFault, BrokenPipeError."""
+def show_queue(spool: str, chosen: Filter, ids: tuple[str, ...], *, as_json: bool) -> int:
+    """Write the messages of these ids, or without any those that were chosen, to standard output.
+
+    Raises UsageError for an id that is not there, after the others; SpoolError, SystemFault, BrokenPipeError.
+    """
+    table = _Table(posix.isatty(1), shutil.get_terminal_size().columns)
     now = time.time()
-    width = max(shutil.get_terminal_size().columns, _NARROWEST)
-    paint = Paint(1)
-    count = 0
+    missing = []
     queue = open_queue(spool)
-    if queue is not None:
-        with queue:
-            for listed in messages(queue):
-                if as_json:
-                    write(1, json.dumps(as_object(listed)) + "\n")
-                else:
-                    if not count:
-                        write(1, _headings(width, paint))
-                    write(1, _row(listed, now, width, paint))
-                count += 1
-    if not as_json:
-        write(
-            1, f"{count} message{'' if count == 1 else 's'}\n" if count else "the queue is empty\n"
-        )
-    return 0
-
-
-def show_message(spool: str, queue_id: str, *, as_json: bool) -> int:
-    """Write one message and its attempts to standard output.  Raises UsageError when there is none of this id."""
-    queue = open_queue(spool)
-    listed = None
-    if queue is not None:
-        with queue:
-            listed = message(queue, queue_id)
-            if listed is not None and listed.entry is not None:
-                listed.entry.close()
-    if listed is None:
-        raise UsageError(f"{printable(queue_id)}: not in the queue")
-    if as_json:
-        write(1, json.dumps({**as_object(listed), "history": _history(listed)}) + "\n")
+    if queue is None:
+        missing = list(ids)
     else:
-        write(1, _page(listed, time.time(), Paint(1)))
+        with queue:
+            for queue_id, listed in _chosen(queue, chosen, ids):
+                if listed is None:
+                    missing.append(queue_id)
+                elif as_json:
+                    told = as_object(listed)
+                    if ids:
+                        told["history"] = outcomes(listed)
+                    write(1, json.dumps(told) + "\n")
+                else:
+                    write(1, table.row(listed, now))
+    if not as_json and not (ids and missing and not table.count):
+        write(1, table.summary(any_chosen=chosen.given))
+    if missing:
+        raise not_there(missing)
     return 0
+
+
+def _chosen(
+    queue: Queue, chosen: Filter, ids: tuple[str, ...]
+) -> Iterator[tuple[str, Listed | None]]:
+    if ids:
+        yield from named(queue, ids)
+        return
+    for listed in messages(queue, chosen.states):
+        if chosen.takes(listed):
+            yield listed.place.queue_id, listed
+
+
+def not_there(ids: Iterable[str]) -> UsageError:
+    """What is said of ids that name no message."""
+    return UsageError(f"{', '.join(map(printable, ids))}: not in the queue (see minisend queue)")
 
 
 def as_object(listed: Listed) -> dict[str, Any]:
@@ -108,7 +120,8 @@ def _recipient(address: str, outcome: Outcome | None) -> dict[str, str]:
     }
 
 
-def _history(listed: Listed) -> list[dict[str, Any]]:
+def outcomes(listed: Listed) -> list[dict[str, Any]]:
+    """Every outcome of every attempt, in the order in which they were recorded."""
     if listed.entry is None:
         return []
     return [
@@ -130,48 +143,94 @@ def _history(listed: Listed) -> list[dict[str, Any]]:
 # -- the table
 
 
-def _headings(width: int, paint: Paint) -> str:
-    return paint(BOLD, _cells("ID", "STATE", "SIZE", "NEXT", "FROM", "TO", _share(width))) + "\n"
+class _Table:
+    """Rows, and what they add up to.
+
+    ``cut``    what is longer than its column is cut: a terminal reads it
+    ``width``  columns in all
+    """
+
+    def __init__(self, cut: bool, width: int) -> None:
+        self._cut = cut
+        self._width = max(width, _NARROWEST)
+        # for each of the two addresses
+        self._share = (self._width - _FIXED - 1) // 2
+        self._paint = Paint(1)
+        self._octets = 0
+        self.count = 0
+
+    def row(self, listed: Listed, now: float) -> str:
+        """The message, and in a second line why it waits where there is a reason; the headings before the first."""
+        recipients = listed.open_recipients()
+        more = f" +{len(recipients) - 1}" if len(recipients) > 1 else ""
+        to = listed.address(recipients[0][0]) if recipients else ""
+        text = self._cells(
+            printable(listed.place.queue_id),
+            self._paint(COLOURS[listed.state], f"{listed.state:8}"),
+            size(listed.size),
+            next_attempt(listed, now),
+            listed.sender or "-",
+            self._fit(to, self._share - len(more)) + more,
+        )
+        reason = listed.problem or next((o.reason for _, o in recipients if o is not None), "")
+        if reason:
+            line = self._fit("    " + printable(reason), self._width)
+            text += self._paint(DIM, line) + "\n"
+        if not self.count:
+            headings = self._cells("ID", "STATE   ", "SIZE", "NEXT", "FROM", "TO")
+            text = self._paint(BOLD, headings[:-1]) + "\n" + text
+        self.count += 1
+        self._octets += listed.size
+        return text
+
+    def summary(self, *, any_chosen: bool) -> str:
+        """The last line."""
+        if not self.count:
+            return "no message matches\n" if any_chosen else "the queue is empty\n"
+        return f"{messages_in_words(self.count)}, {size(self._octets)}\n"
+
+    def _cells(self, queue_id: str, state: str, octets: str, due: str, sender: str, to: str) -> str:
+        sender = _padded(self._fit(sender, self._share), self._share)
+        return (
+            f"{self._fit(queue_id, 16):16} {state} {octets:>5} {due:12} {sender} {to}".rstrip()
+            + "\n"
+        )
+
+    def _fit(self, text: str, columns: int) -> str:
+        return cut(text, columns) if self._cut else text
 
 
-def _row(listed: Listed, now: float, width: int, paint: Paint) -> str:
-    """Two lines: the message, and why it waits where there is a reason."""
-    recipients = listed.open_recipients()
-    more = f" +{len(recipients) - 1}" if len(recipients) > 1 else ""
-    share = _share(width)
-    to = _cut(listed.address(recipients[0][0]), share - len(more)) + more if recipients else ""
-    cells = _cells(
-        printable(listed.place.queue_id),
-        listed.state,
-        _size(listed.size),
-        _next(listed, now),
-        _cut(listed.sender, share),
-        to,
-        share,
-    )
-    # The state stands behind the id and its space: painted after the cut, so that no escape is cut.
-    state = cells[17:25]
-    text = cells[:17] + paint(_COLOURS[listed.state], state) + cells[25:] + "\n"
-    reason = listed.problem or next((o.reason for _, o in recipients if o is not None), "")
-    if reason:
-        text += paint(DIM, _cut("    " + printable(reason), width)) + "\n"
-    return text
+def _columns(char: str) -> int:
+    """How many columns of a terminal a character takes (Unicode Standard Annex 11)."""
+    if unicodedata.combining(char):
+        return 0
+    return 2 if unicodedata.east_asian_width(char) in "WF" else 1
 
 
-def _share(width: int) -> int:
-    """Columns for each of the two addresses."""
-    return (width - _FIXED - 1) // 2
+def _length(text: str) -> int:
+    return len(text) if text.isascii() else sum(map(_columns, text))
 
 
-def _cells(queue_id: str, state: str, size: str, due: str, sender: str, to: str, share: int) -> str:
-    return f"{_cut(queue_id, 16):16} {state:8} {size:>5} {due:12} {sender:{share}} {to}"
+def _padded(text: str, columns: int) -> str:
+    return text + " " * (columns - _length(text))
 
 
-def _cut(text: str, width: int) -> str:
-    return text if len(text) <= width else text[: width - 1] + "…"
+def cut(text: str, columns: int) -> str:
+    """``text`` in at most so many columns, an ellipsis for what is left out."""
+    if _length(text) <= columns:
+        return text
+    kept = text[: columns - 1]
+    while _length(kept) > columns - 1:
+        kept = kept[:-1]
+    return kept + "…"
 
 
-def _size(octets: int) -> str:
+def messages_in_words(count: int) -> str:
+    """``1 message``, ``2 messages``."""
+    return f"{count} message{'' if count == 1 else 's'}"
+
+
+def size(octets: int) -> str:
     """At most five characters: ``999``, ``1.4K``, ``25M``."""
     if octets < 1000:
         return str(octets)
@@ -183,58 +242,11 @@ def _size(octets: int) -> str:
     return f"{amount:.1f}{units[0]}" if amount < 9.95 else f"{amount:.0f}{units[0]}"
 
 
-def _next(listed: Listed, now: float) -> str:
+def next_attempt(listed: Listed, now: float) -> str:
+    """When it is tried next, in at most 12 characters."""
     when = listed.next_attempt
     if listed.queue_name == "active":
         return "under way"
     if when is None:
         return "-"
     return "now" if when <= now else clock(when, now)
-
-
-# -- one message
-
-
-def _page(listed: Listed, now: float, paint: Paint) -> str:
-    state = paint(_COLOURS[listed.state], listed.state)
-    if listed.queue_name == "active":
-        state += ", under way"
-    facts = [
-        ("Queue id", printable(listed.place.queue_id)),
-        ("State", state),
-        ("Arrived", time.strftime("%a, %d %b %Y %H:%M:%S %z", time.localtime(listed.arrived))),
-        ("Size", f"{listed.size} octets"),
-        ("Next attempt", _next(listed, now)),
-    ]
-    entry = listed.entry
-    if entry is None:
-        facts.append(("Problem", printable(listed.problem)))
-    else:
-        facts.append(("From", listed.sender))
-        login = printable(entry.envelope.login)
-        facts.append(("Submitted by", f"{login} (uid {entry.envelope.uid})"))
-    text = "".join(paint(BOLD, f"{name + ':':14}") + f"{value}\n" for name, value in facts)
-    if entry is None:
-        return text
-    text += paint(BOLD, "Recipients:") + "\n"
-    for index in range(len(entry.envelope.recipients)):
-        text += f"  {listed.address(index)}: {_fate(listed.state, entry.latest.get(index))}\n"
-    if entry.outcomes:
-        text += paint(BOLD, "Attempts:") + "\n"
-    for attempt, outcome in entry.outcomes:
-        at = time.strftime("%b %d %H:%M:%S", time.localtime(outcome.at))
-        text += f"  {attempt}. {at}  {listed.address(outcome.recipient)}\n"
-        text += f"     {outcome.action} {printable(outcome.status)}: {printable(outcome.reason)}\n"
-        said = [outcome.remote_mta, outcome.command, outcome.diagnostic]
-        if any(said):
-            text += "     " + paint(DIM, ", ".join(printable(part) for part in said if part)) + "\n"
-    return text
-
-
-def _fate(state: str, outcome: Outcome | None) -> str:
-    """A recipient's standing, in the words of the queue."""
-    if outcome is None:
-        return "not tried yet"
-    if outcome.action == FAILED:
-        return "failed"
-    return "sent" if outcome.final else state

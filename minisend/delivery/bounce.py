@@ -73,12 +73,7 @@ def reports(entry: Entry, config: Config, now: float, *, resumed: bool) -> list[
     sender = entry.envelope.sender
     if not sender:
         return due
-    if not resumed and retry.warn_due(
-        entry.envelope.arrived,
-        now,
-        warn_after=config.spool.warn_after,
-        warned=any(_event(note) == dsn.DELAY for note in entry.reported),
-    ):
+    if not resumed and delay_due(entry, config, now):
         waiting = [
             index
             for index in entry.pending
@@ -90,6 +85,16 @@ def reports(entry: Entry, config: Config, now: float, *, resumed: bool) -> list[
     if arrived:
         due.append(_report(entry, dsn.SUCCESS, arrived, sender))
     return due
+
+
+def delay_due(entry: Entry, config: Config, now: float) -> bool:
+    """Whether it is time to tell the sender that the message is late."""
+    return bool(entry.envelope.sender) and retry.warn_due(
+        entry.since,
+        now,
+        warn_after=config.spool.warn_after,
+        warned=any(_event(note) == dsn.DELAY for note in entry.reported),
+    )
 
 
 def queue_report(
@@ -132,7 +137,7 @@ def queue_report(
             queue_id=report.queue_id,
             to=report.to,
             at=now,
-            retry_until=entry.envelope.arrived + config.spool.lifetime,
+            retry_until=entry.since + config.spool.lifetime,
         )
         enqueue(queue.fd, envelope, octets, 0)
     entry.note_reported(report.note)
@@ -156,8 +161,11 @@ def leave_success_to_next_hop(entry: Entry, recipients: Iterable[int]) -> None:
 
 def _report(entry: Entry, event: str, recipients: list[int], to: bytes | None) -> Report:
     note = _note(event, recipients)
-    seed = f"{entry.envelope.queue_id} {note}".encode("ascii")
-    return Report(event, tuple(recipients), to, note, new_queue_id(seed))
+    seed = f"{entry.envelope.queue_id} {note}"
+    if entry.since != entry.envelope.arrived:
+        # Requeued: the same may happen, and is to be told, once more.
+        seed += f" {entry.since:.3f}"
+    return Report(event, tuple(recipients), to, note, new_queue_id(seed.encode("ascii")))
 
 
 def _reader_of_failure(envelope: Envelope, config: Config) -> bytes | None:

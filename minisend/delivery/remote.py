@@ -1,14 +1,13 @@
-"""Attempts over SMTP: the servers of a next hop, tried in order, until each recipient has its outcome.
+"""Attempts over SMTP: the servers of one next hop, tried in order, until each recipient has its outcome.
 
-Keeps the session to a next hop open for the next message, and remembers for a run which next hops cannot be reached, so
-that a thousand messages for a dead server wait for it once.  What a failure means is ``delivery.policy``'s to say; no
-queue file is known here.
+Keeps the session open for the next message.  What a failure means is ``delivery.policy``'s to say, how many of these
+work side by side and when a next hop is left in peace, ``delivery.lanes``'s; no queue file is known here.
 """
 
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from minisend.config import Config
 from minisend.delivery import mx, policy, tls
@@ -16,7 +15,7 @@ from minisend.delivery.mx import Target
 from minisend.delivery.policy import Verdict
 from minisend.delivery.route import SMARTHOST, NextHop
 from minisend.delivery.secrets import credentials
-from minisend.errors import ConfigError, MinisendError, NetworkError
+from minisend.errors import ConfigError, MinisendError, NetworkError, SmtpError
 from minisend.smtp.session import Deadlines, DsnRequest, Session
 from minisend.smtp.stream import HandshakeError, connect
 
@@ -25,8 +24,6 @@ _RECIPIENTS = 100
 # More are not sent in one, whatever a server says it takes (RFC 9422): for each, room is reserved for its outcome.
 MOST_RECIPIENTS = 1000
 _NO_REQUEST = DsnRequest()
-# Sessions kept open at a time; the one unused for longest is closed for a further one.
-_KEPT_SESSIONS = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,57 +44,73 @@ class Content:
     dsn: Mapping[int, DsnRequest] = field(default_factory=dict)
 
 
-class Remote:
-    """The connections of one run.
+class Stopped(Exception):
+    """The run is to end, and this attempt was at a point where nobody had the message yet."""
 
+
+class Remote:
+    """A connection to one next hop, made when there is something to send.
+
+    ``resolver``        shared with the others of a run
+    ``opened``          called when a session is ready for its first message
     ``trace``           gets the lines of each dialogue, without secrets
     ``while_waiting``   called before each connection and each second that a server lets us wait: for what must not
                         wait longer
+    ``stopping``        true when the run is to end: then no server is waited for, unless it may have the message
+                        already; ``attempt`` raises Stopped
     """
 
     def __init__(
         self,
+        hop: NextHop,
         config: Config,
+        resolver: mx.Resolver,
         *,
+        opened: Callable[[], None] = lambda: None,
         trace: Callable[[str], None] | None = None,
         while_waiting: Callable[[], None] = lambda: None,
+        stopping: Callable[[], bool] = lambda: False,
     ) -> None:
+        self._hop = hop
         self._config = config
+        self._resolver = resolver
+        self._opened = opened
         self._trace = trace
         self._while_waiting = while_waiting
+        self._stopping = stopping
+        self._current: Session | None = None
         self._deadlines = Deadlines()
-        self._resolver = mx.Resolver(mx.dns_query(config.dns))
-        self._sessions: dict[NextHop, tuple[Target, Session]] = {}
-        self._unreachable: dict[NextHop, Verdict] = {}
+        self._kept: tuple[Target, Session] | None = None
+        self.unreachable: Verdict | None = None
 
     def __enter__(self) -> "Remote":
         return self
 
     def __exit__(self, *exc_info: object) -> None:
-        for _, session in self._sessions.values():
-            session.quit()
-        self._sessions.clear()
+        if self._kept is not None:
+            self._kept[1].quit()
+            self._kept = None
 
     def attempt(
-        self, hop: NextHop, sender: bytes, recipients: dict[int, bytes], content: Content
+        self, sender: bytes, recipients: dict[int, bytes], content: Content
     ) -> Iterator[list[Verdict]]:
         """A verdict for each of ``recipients`` (index → qualified address), once.
 
         Comes in parts: whom a transaction has settled, to be recorded before the next one begins; at the end
         all who have to wait.  What reading the content raises goes through, with the session closed.
+
+        After it ``unreachable`` is None, or one of the verdicts when no server let us in: any other message
+        would hear the same.
         """
-        if hop in self._unreachable:
-            yield [_for(index, self._unreachable[hop]) for index in recipients]
-            return
+        self.unreachable = None
         waiting = dict(recipients)
         latest: dict[int, Verdict] = {}
-        yield from self._ask(hop, sender, waiting, content, latest)
+        yield from self._ask(sender, waiting, content, latest)
         if waiting:
             yield [latest[index] for index in waiting]
 
     def _ask(
         self,
-        hop: NextHop,
         sender: bytes,
         waiting: dict[int, bytes],
         content: Content,
@@ -106,15 +119,16 @@ class Remote:
         """Ask the kept session, then one server after the other, until nobody waits; gives whom that settles."""
         asked: Target | None = None
         reached = False
-        kept = self._sessions.pop(hop, None)
+        self._current = None
+        kept, self._kept = self._kept, None
         if kept is not None:
-            yield from self._transactions(hop, *kept, sender, waiting, content, latest)
+            yield from self._transactions(*kept, sender, waiting, content, latest)
             # A server may have closed a session that waited.  Then it was asked nothing, and is asked afresh.
             if all(latest[index].scope != policy.SITE for index in waiting):
                 asked = kept[0]
                 reached = True
         try:
-            targets = mx.targets(hop, self._config, self._resolver) if waiting else []
+            targets = mx.targets(self._hop, self._config, self._resolver) if waiting else []
         except MinisendError as error:
             targets = []
             yield from self._judge(waiting, latest, error, "")
@@ -122,7 +136,7 @@ class Remote:
             if target == asked:
                 continue
             try:
-                session = self._open(hop, target)
+                session = self._open(target)
             except ConfigError as error:
                 # Found out before anybody was asked.
                 yield from self._judge(waiting, latest, error, "")
@@ -130,27 +144,40 @@ class Remote:
                 yield from self._judge(waiting, latest, error, target.remote_mta)
             else:
                 reached = True
-                yield from self._transactions(
-                    hop, target, session, sender, waiting, content, latest
-                )
+                self._opened()
+                yield from self._transactions(target, session, sender, waiting, content, latest)
             if not waiting:
                 break
         # Not when a session was had and lost: that may have been this message's doing.
         if not reached and all(v.scope in (policy.SITE, policy.LOCAL) for v in latest.values()):
-            self._unreachable[hop] = next(iter(latest.values()))
+            self.unreachable = next(iter(latest.values()))
 
-    def _open(self, hop: NextHop, target: Target) -> Session:
+    def open_ahead(self) -> bool:
+        """A session before there is a message for it.  False, and nothing is said of why, when no server lets us in."""
+        try:
+            for target in mx.targets(self._hop, self._config, self._resolver):
+                try:
+                    self._kept = (target, self._open(target))
+                except SmtpError:
+                    continue
+                self._opened()
+                return True
+        except (MinisendError, Stopped):
+            pass
+        return False
+
+    def _open(self, target: Target) -> Session:
         """A session ready for a message.  Raises SmtpError, ConfigError."""
         try:
-            return self._session(hop, target, "")
+            return self._session(target, "")
         except HandshakeError as error:
             if not error.plain_text_allowed:
                 raise
         # Opportunistic: better in plain text than not at all (RFC 7435), on a connection of its own.
-        return self._session(hop, target, tls.NONE)
+        return self._session(target, tls.NONE)
 
-    def _session(self, hop: NextHop, target: Target, level: str) -> Session:
-        smarthost = self._config.smarthost if hop.kind == SMARTHOST else None
+    def _session(self, target: Target, level: str) -> Session:
+        smarthost = self._config.smarthost if self._hop.kind == SMARTHOST else None
         if smarthost is not None:
             context = tls.smarthost_context(smarthost)
             secret = credentials(smarthost, os.environb, os.geteuid())
@@ -160,9 +187,10 @@ class Remote:
         settings = smarthost or self._config.delivery
         if self._trace is not None:
             self._trace(f"-- connecting to {target.remote_mta}")
-        self._while_waiting()
+        self._current = None
+        self._wait()
         session = Session(
-            connect(target.address, target.port, self._deadlines.connect, self._while_waiting),
+            connect(target.address, target.port, self._deadlines.connect, self._wait),
             hello=self._config.hostname.encode("ascii", "replace"),
             tls=level or settings.tls,
             tls_context=context,
@@ -179,7 +207,6 @@ class Remote:
 
     def _transactions(
         self,
-        hop: NextHop,
         target: Target,
         session: Session,
         sender: bytes,
@@ -188,6 +215,7 @@ class Remote:
         latest: dict[int, Verdict],
     ) -> Iterator[list[Verdict]]:
         """Send to as many of ``waiting`` as this server takes; what is settled leaves ``waiting``, and is given."""
+        self._current = session
         todo = list(waiting)
         try:
             while todo and session.usable:
@@ -223,17 +251,16 @@ class Remote:
             yield from self._judge(
                 {index: waiting[index] for index in todo}, latest, ended, target.remote_mta
             )
-        self._keep(hop, target, session)
-
-    def _keep(self, hop: NextHop, target: Target, session: Session) -> None:
         # Of two hosts that both put a recipient off, the one that is to be asked first stays.
-        if not session.usable or hop in self._sessions:
+        if self._kept is None and session.usable:
+            self._kept = (target, session)
+        else:
             session.quit()
-            return
-        if len(self._sessions) >= _KEPT_SESSIONS:
-            _, oldest = self._sessions.pop(next(iter(self._sessions)))
-            oldest.quit()
-        self._sessions[hop] = (target, session)
+
+    def _wait(self) -> None:
+        self._while_waiting()
+        if self._stopping() and (self._current is None or not self._current.in_doubt):
+            raise Stopped
 
     def _judge(
         self,
@@ -264,8 +291,3 @@ def _settle(
             del waiting[index]
             settled.append(latest[index])
     return settled
-
-
-def _for(index: int, verdict: Verdict) -> Verdict:
-    """The same verdict for another recipient, whose server was not asked again."""
-    return replace(verdict, outcome=verdict.outcome.for_recipient(index))

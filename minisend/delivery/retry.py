@@ -47,6 +47,13 @@ def next_attempt(
     """
     if attempts >= LEAST_ATTEMPTS and now - arrived >= lifetime:
         return None
+    return wait_after(attempts, now, retry_min=retry_min, retry_max=retry_max, jitter=jitter)
+
+
+def wait_after(
+    attempts: int, now: float, *, retry_min: float, retry_max: float, jitter: float
+) -> float:
+    """The time of the next attempt, expired or not; arguments as ``next_attempt``."""
     doublings = min(max(attempts - 1, 0), _MOST_DOUBLINGS)
     wait = min(retry_min * 2.0**doublings, retry_max)
     spread = wait * _SPREAD * jitter

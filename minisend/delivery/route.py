@@ -76,3 +76,8 @@ def route(recipient: bytes, config: Config) -> NextHop:
     "", which ``delivery.mx`` answers with 5.1.2.
     """
     return next(hop for rule in _RULES if (hop := rule(recipient, config)) is not None)
+
+
+def common(config: Config) -> NextHop | None:
+    """Where nearly every recipient goes, whatever the address; None when that depends on it."""
+    return _smarthost(b"", config)

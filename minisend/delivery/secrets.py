@@ -1,4 +1,4 @@
-"""The smarthost's password: from a file, a systemd credential or a command, at the moment it is needed.
+"""The smarthost's password or token: from a file, a systemd credential, a command or OAuth2, at the moment it is needed.
 
 It never keeps a secret, and no error, ``repr`` or traceback of it contains one.
 
@@ -6,10 +6,13 @@ It never keeps a secret, and no error, ``repr`` or traceback of it contains one.
     password_file      the file                       regular, mode & 007 == 0, owned by root or the euid
     credential         $CREDENTIALS_DIRECTORY/NAME    regular: systemd set its mode
     password_command   first line of its output       exit status 0 within DEADLINE seconds
+    oauth2_...         minisend.delivery.oauth        an access token, see there
 
 Files under ``$CREDENTIALS_DIRECTORY`` or /run/secrets (containers mount those 0444) need only be
-regular, and so does every file with ``secret_mode_check = false``.  That exactly one source stands
-beside ``username`` is checked by ``minisend.config``.  Source: systemd.exec(5) "Credentials".
+regular, and so does every file with ``secret_mode_check = false``.  With ``auth`` "xoauth2" or "oauthbearer" what a source
+holds is an access token.  That exactly one source stands beside ``username`` is checked by ``minisend.config``.
+
+Source: systemd.exec(5) "Credentials".
 """
 
 from __future__ import annotations
@@ -36,36 +39,76 @@ _SECRETS_DIRECTORY = "/run/secrets"
 
 
 def credentials(
-    smarthost: Smarthost, environ: Mapping[bytes, bytes], euid: int
+    smarthost: Smarthost,
+    environ: Mapping[bytes, bytes],
+    euid: int,
+    *,
+    name: str = "",
+    rejected: bytes = b"",
 ) -> Credentials | None:
-    """Username and password for the smarthost; None when it is to be used without.
+    """Username and what proves it for the smarthost; None when it is to be used without.
 
-    ``environ``  of the process, octets: ``posix.environ``, ``os.environb``
+    ``environ``   of the process, octets: ``posix.environ``, ``os.environb``
+    ``name``      of a [smarthosts.NAME] table, "" for [smarthost]
+    ``rejected``  with OAuth2: the access token that the server has just refused, so that another one is had
     Raises ``ConfigError`` with key, file or command, what is wrong and the remedy.
     """
-    if not smarthost.username or smarthost.auth == "none":
+    if smarthost.auth == "external":
+        # The proof is the client certificate, the name only says which account is meant.
+        return Credentials(smarthost.username.encode())
+    username = smarthost.username.encode()
+    if smarthost.auth == "external":
+        # The client certificate of the connection is the proof.
+        return Credentials(username)
+    if not username or smarthost.auth == "none":
         return None
-    directory = os.fsdecode(environ.get(b"CREDENTIALS_DIRECTORY", b""))
+    if smarthost.uses_oauth2:
+        # HTTPS and JSON: paid for by those who use it.
+        from minisend.delivery.oauth.access import access_token
+
+        token = access_token(smarthost, environ, euid, name=name, rejected=rejected)
+        return Credentials(username, token=token)
+    table = f"[smarthosts.{name}]" if name else "[smarthost]"
     if smarthost.password_file:
-        what = f"[smarthost] password_file: {smarthost.password_file}"
-        check = smarthost.secret_mode_check and not _is_exempt(smarthost.password_file, directory)
-        octets = _read(what, smarthost.password_file, euid if check else None)
+        what = f"{table} password_file: {smarthost.password_file}"
+        octets = read_secret(what, smarthost.password_file, smarthost, environ, euid)
     elif smarthost.credential:
-        name = smarthost.credential
-        what = f"[smarthost] credential: {name}"
-        if "/" in name or name in (".", ".."):
+        credential = smarthost.credential
+        what = f"{table} credential: {credential}"
+        if "/" in credential or credential in (".", ".."):
             raise ConfigError(f"{what}: expected the name of a credential, not a path")
+        directory = os.fsdecode(environ.get(b"CREDENTIALS_DIRECTORY", b""))
         if not directory:
             raise ConfigError(
                 f"{what}: $CREDENTIALS_DIRECTORY is not set: "
-                f"the service needs LoadCredential={name}:/path/to/secret"
+                f"the service needs LoadCredential={credential}:/path/to/secret"
             )
-        octets = _read(what, os.path.join(directory, name), None)
+        octets = _read(what, os.path.join(directory, credential), None)
     else:
         # Arguments may be secrets themselves: only the program is named.
-        what = f"[smarthost] password_command: {smarthost.password_command[0]}"
+        what = f"{table} password_command: {smarthost.password_command[0]}"
         octets = _output(what, smarthost.password_command).partition(b"\n")[0] + b"\n"
-    return Credentials(smarthost.username.encode(), _password(what, octets))
+    secret = _password(what, octets)
+    if smarthost.auth in ("xoauth2", "oauthbearer"):
+        if not all(0x21 <= octet <= 0x7E for octet in secret):
+            raise ConfigError(
+                f"{what}: holds a space or what is not ASCII: expected an access token alone"
+            )
+        return Credentials(username, token=secret)
+    return Credentials(username, secret)
+
+
+def read_secret(
+    what: str, path: str, smarthost: Smarthost, environ: Mapping[bytes, bytes], euid: int
+) -> bytes:
+    """The content of a file that a key of the smarthost names, at most ``_LIMIT`` + 1 octets.
+
+    ``what``  begins the error: the key and the file
+    Raises ``ConfigError`` when others can read it, unless it is exempt or ``secret_mode_check`` is off.
+    """
+    directory = os.fsdecode(environ.get(b"CREDENTIALS_DIRECTORY", b""))
+    check = smarthost.secret_mode_check and not _is_exempt(path, directory)
+    return _read(what, path, euid if check else None)
 
 
 def _is_exempt(path: str, directory: str) -> bool:

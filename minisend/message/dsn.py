@@ -43,6 +43,7 @@ _WIDTH = 76
 # RFC 5322 section 2.1.1 allows 998 octets a line; a word, with what stands before it, stays below.
 _LONGEST_WORD = 900
 _TOO_BIG = ("2.3", "3.4")
+_NO_ANSWER = "4.1"
 
 _SUBJECTS = {
     FAILURE: b"Undelivered Mail Returned to Sender",
@@ -185,7 +186,7 @@ def build(
             encoding,
             delimiter,
             b"Content-Description: Notification\n",
-            _text_part(_text(event, outcomes, original, whole, retry_until)),
+            text_part(_text(event, outcomes, original, whole, retry_until)),
             delimiter,
             b"Content-Description: Delivery report\nContent-Type: message/delivery-status\n\n",
             _status_fields(event, outcomes, original, retry_until),
@@ -262,7 +263,7 @@ def _message_id(header: bytes) -> bytes:
 # -- for a person
 
 
-def _text_part(text: str) -> bytes:
+def text_part(text: str) -> bytes:
     """Header and content of the first part; 7-bit whatever the text, so that it can go everywhere."""
     octets = text.encode()
     if octets.isascii():
@@ -294,7 +295,7 @@ def _text(
         )
     else:
         opening = f"Your message has been delivered to the recipient{several} below."
-    lines = [mail_system, "", *_wrapped(opening, "")]
+    lines = [mail_system, "", *wrapped(opening, "")]
 
     # A server that refuses a message for all its recipients is quoted once.
     groups: dict[tuple[str, ...], list[Outcome]] = {}
@@ -305,12 +306,12 @@ def _text(
         lines.append("")
         for outcome in group:
             address = qualify(envelope.recipients[outcome.recipient].address, facts.mail_domain)
-            lines += _wrapped(f"<{_decoded(address)}>", "")
+            lines += wrapped(f"<{_decoded(address)}>", "")
         lines += _explanation(event, group[0])
 
     lines.append("")
     if len(outcomes) < len(envelope.recipients):
-        lines += _wrapped("This report says nothing of recipients who are not named in it.", "")
+        lines += wrapped("This report says nothing of recipients who are not named in it.", "")
     part = "message" if whole else "header of the message"
     lines += (f"The {part} follows at the end of this report.", "")
     return "\n".join(lines)
@@ -326,7 +327,7 @@ def _explanation(event: str, outcome: Outcome) -> "list[str]":
             else f"It was handed over to {outcome.remote_mta or 'the next mail system'}, which will "
             "not confirm that it reached the mailbox. This is the last report about it."
         )
-        return _wrapped(text, indent)
+        return wrapped(text, indent)
     detail = _detail(outcome)
     detail = _SAME_MEANING.get(detail, detail)
     meaning, remedy = (
@@ -334,18 +335,18 @@ def _explanation(event: str, outcome: Outcome) -> "list[str]":
     )
     lines = []
     if event == FAILURE and outcome.status.startswith("4"):
-        lines += _wrapped("It was tried until its time in the queue was over.", indent)
+        lines += wrapped("It was tried until its time in the queue was over.", indent)
     if event == FAILURE:
-        lines += _wrapped(meaning, indent)
+        lines += wrapped(meaning, indent)
     server_said = outcome.diagnostic.partition(";")[2].strip()
     if server_said:
         where = f" in reply to {outcome.command}" if outcome.command else ""
-        lines += _wrapped(f"The server {outcome.remote_mta or 'asked'} said{where}:", indent)
-        lines += _wrapped(server_said, 2 * indent)
+        lines += wrapped(f"The server {outcome.remote_mta or 'asked'} said{where}:", indent)
+        lines += wrapped(server_said, 2 * indent)
     else:
-        lines += _wrapped("The reason:", indent) + _wrapped(outcome.reason, 2 * indent)
+        lines += wrapped("The reason:", indent) + wrapped(outcome.reason, 2 * indent)
     if event == FAILURE:
-        lines += _wrapped(f"What you can do: {remedy}", indent)
+        lines += wrapped(f"What you can do: {remedy}", indent)
     return lines
 
 
@@ -372,7 +373,8 @@ def _status_fields(
             _field("Status", outcome.status),
         )
         name = _name_of(outcome.remote_mta)
-        if name:
+        # Not of a server that was never reached (RFC 3464 section 2.3.5): it had no part in this.
+        if name and (outcome.diagnostic or _detail(outcome) != _NO_ANSWER):
             lines.append(_field("Remote-MTA", f"dns; {name}"))
         if outcome.diagnostic:
             lines.append(_field("Diagnostic-Code", outcome.diagnostic))
@@ -388,7 +390,7 @@ def _status_fields(
 
 def _field(name: str, value: str) -> bytes:
     """One field in ASCII, folded, without its last line end."""
-    lines = _wrapped(f"{name}: {value}", " ", first="")
+    lines = wrapped(f"{name}: {value}", " ", first="")
     return "\n".join(lines).encode("ascii", "backslashreplace")
 
 
@@ -435,7 +437,7 @@ def _one_line(text: str) -> str:
     )
 
 
-def _wrapped(text: str, indent: str, *, first: str | None = None) -> "list[str]":
+def wrapped(text: str, indent: str, *, first: str | None = None) -> "list[str]":
     """Lines of about _WIDTH characters, each behind ``indent``, the first behind ``first`` if that is given."""
     lines = []
     line = indent if first is None else first

@@ -249,7 +249,7 @@ class Connection:
         self._out: list[bytes] = []
         self._error: RemoteProtocolError | None = None
         self._message_sent = False
-        self._secret = b""  # the last AUTH response as it was sent
+        self._secrets: list[bytes] = []  # the responses of the last AUTH as they were sent
 
     # Where the session is
 
@@ -295,13 +295,14 @@ class Connection:
     def auth(self, mechanism: str, initial: bytes | None = None) -> None:
         """Begin AUTH; ``initial`` is the initial response, not yet base64, None to be asked for it."""
         name = mechanism.encode("ascii")
+        self._secrets.clear()
         if initial is None:
             self._command(AUTH, b"AUTH " + name, name)
         else:
             # RFC 4954 section 4: "=" stands for a response that is present and empty.
-            self._secret = encode(initial) or b"="
+            response = self._secret(initial) or b"="
             self._command(
-                AUTH, b"AUTH " + name + b" " + self._secret, name, shown=b"AUTH " + name + b" ***"
+                AUTH, b"AUTH " + name + b" " + response, name, shown=b"AUTH " + name + b" ***"
             )
 
     def auth_response(self, response: bytes | None) -> None:
@@ -311,8 +312,7 @@ class Connection:
         if response is None:
             self._command(AUTH, b"*")
         else:
-            self._secret = encode(response)
-            self._command(AUTH, self._secret, shown=b"***")
+            self._command(AUTH, self._secret(response), shown=b"***")
 
     def mail(self, sender: bytes, parameters: Iterable[bytes] = ()) -> None:
         """``sender``: reverse-path without brackets, ``b""`` the null one; ``parameters``: such as ``b"SIZE=1000"``."""
@@ -468,12 +468,20 @@ class Connection:
             self._sent = after
 
     def _without_secret(self, reply: Reply) -> Reply:
-        """The reply with an echo of the last AUTH response hidden: Sendmail and others quote a line they do not know."""
-        if not self._secret:
+        """The reply with an echo of an AUTH response hidden: Sendmail and others quote a line they do not know."""
+        if not self._secrets:
             return reply
         # An echo may be cut short, so its beginning is looked for.
-        echo = re.compile(re.escape(self._secret[:8]) + rb"[A-Za-z0-9+/=]*")
+        begins = b"|".join(re.escape(secret[:8]) for secret in self._secrets)
+        echo = re.compile(b"(?:" + begins + rb")[A-Za-z0-9+/=]*")
         return Reply(reply.code, tuple(echo.sub(b"***", line) for line in reply.lines))
+
+    def _secret(self, response: bytes) -> bytes:
+        """A response as it is sent, kept for its echo to be known."""
+        encoded = encode(response)
+        if encoded:
+            self._secrets.append(encoded)
+        return encoded
 
     def _refuse_injected(self) -> None:
         if self._parser.pending:

@@ -29,6 +29,7 @@ Source: RFC 5321, RFC 2920, RFC 3207, RFC 4954, RFC 1870, RFC 6152, RFC 3461 (DS
 
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from itertools import repeat
@@ -45,7 +46,7 @@ from minisend.errors import (
 )
 from minisend.smtp import auth, client
 from minisend.smtp.client import Answer, Connection, Extensions, State
-from minisend.smtp.reply import printable
+from minisend.smtp.reply import Reply, printable
 from minisend.smtp.stream import READ_SIZE, HandshakeError, Stream, blame
 
 if TYPE_CHECKING:
@@ -151,7 +152,7 @@ class Session:
     ``tls_context``  needed unless ``tls`` is "none"; what it verifies is the caller's policy
     ``server_name``  name for SNI and for the certificate
     ``credentials``  None: no AUTH
-    ``auth``         "auto" or the mechanism to use
+    ``auth``         "auto" or the mechanism to use, as ``auth.choose`` takes it
     ``trace``        gets each line of the dialogue, without secrets
     ``allow_cleartext``  let a password go over a connection without TLS
     """
@@ -204,6 +205,11 @@ class Session:
             and not self._connection.awaited
             and self._connection.state in (State.READY, State.MAIL, State.RCPT)
         )
+
+    @property
+    def in_doubt(self) -> bool:
+        """The message is sent to its end, and not answered: the server may have it."""
+        return self._connection.awaited == client.END_OF_DATA
 
     def open(self) -> None:
         """From the connection to the point where a message may be sent.
@@ -349,36 +355,57 @@ class Session:
             self._trace(f"-- {self._stream.tls}")
 
     def _authenticate(self, credentials: auth.Credentials) -> None:
-        mechanism = auth.choose(
+        choices = auth.choose(
             self.extensions.auth,
             self._mechanism,
+            credentials,
             encrypted=self._stream.encrypted,
             allow_cleartext=self._allow_cleartext,
+            binding=self._stream.channel_binding,
         )
-        exchange = mechanism.start(credentials)
-        response = next(exchange)
+        while True:
+            name = choices[0].name
+            exchange = choices[0].begin()
+            try:
+                answer = self._run(name, exchange)
+                if answer.reply.ok:
+                    exchange.accepted()
+                    return
+            except SmtpError as error:
+                blame(error, client.AUTH)
+                raise
+            choices = auth.further(choices, exchange, answer.reply)
+            if not choices:
+                raise Refused(_with_reason(answer, exchange.failure))
+
+    def _run(self, name: str, exchange: auth.Exchange) -> Answer:
+        """One AUTH to its end; a challenge that the exchange has no response to is answered with "*" (RFC 4954 section 4)."""
+        response = exchange.initial
         if (
             response is not None
-            and len(f"AUTH {mechanism.name} \r\n") + len(auth.encode(response)) <= _COMMAND_LINE
+            and len(f"AUTH {name} \r\n") + len(auth.encode(response)) <= _COMMAND_LINE
         ):
-            self._connection.auth(mechanism.name, response)
+            self._connection.auth(name, response)
             response = None
         else:
-            self._connection.auth(mechanism.name)
+            self._connection.auth(name)
         answer = self._answer()
         while answer.reply.code // 100 == 3:
-            if response is None:
-                response = auth.respond(exchange, auth.challenge(answer.reply))
+            try:
+                if response is None:
+                    response = exchange.answer(answer.reply)
+                if response is None:
+                    raise RemoteProtocolError(f"more challenges than {name} has")
+            except SmtpError:
+                # What the server says to that, if it does, explains nothing.
+                with suppress(SmtpError):
+                    self._connection.auth_response(None)
+                    self._answer()
+                raise
             self._connection.auth_response(response)
-            if response is None:
-                self._answer()
-                raise blame(
-                    RemoteProtocolError(f"more challenges than {mechanism.name} has"), client.AUTH
-                )
             response = None
             answer = self._answer()
-        if not answer.reply.ok:
-            raise Refused(answer)
+        return answer
 
     # One transaction
 
@@ -559,6 +586,14 @@ class Session:
                 self._fault = blame(error, phase)
             return False
         return self._connection.state is not State.CLOSED
+
+
+def _with_reason(answer: Answer, reason: bytes) -> Answer:
+    """The refusal of AUTH, with what the server said in a challenge before it as a last line."""
+    if not reason:
+        return answer
+    reply = Reply(answer.reply.code, (*answer.reply.lines, b"(" + reason + b")"))
+    return Answer(answer.command, answer.argument, reply)
 
 
 def _path(command: str, address: bytes, *, utf8: bool) -> bytes:

@@ -25,6 +25,8 @@ from minisend.errors import LocalProtocolError, NetworkError, SmtpError, TlsErro
 if TYPE_CHECKING:
     import ssl
 
+    from minisend.smtp.binding import ChannelBinding
+
 READ_SIZE = 64 * 1024
 
 #: Seconds of waiting at a time.
@@ -105,6 +107,15 @@ class Stream:
         connection = self._tls_socket()
         cipher = connection.cipher()
         return f"{connection.version()} {cipher[0] if cipher else 'no cipher'}"
+
+    @property
+    def channel_binding(self) -> "ChannelBinding | None":
+        """What AUTH can tie itself to this connection by; None without TLS, or when it has nothing of the kind."""
+        if not self._encrypted:
+            return None
+        from minisend.smtp.binding import channel_binding
+
+        return channel_binding(self._tls_socket())
 
     def read(self, limit: int, timeout: float) -> bytes:
         """At least one and at most ``limit`` octets, ``b""`` at end of file; waits up to ``timeout`` seconds.

@@ -69,6 +69,19 @@ def begin_writing(fd: int) -> None:
         pass  # a file system that takes no advice
 
 
+def free(fd: int) -> tuple[int | None, int | None]:
+    """Octets and inodes that the file system of ``fd`` still has for users other than root.
+
+    None for what it does not count: btrfs has no number of inodes, and some in user space have no numbers at all.
+    """
+    try:
+        status = posix.fstatvfs(fd)
+    except OSError:
+        return None, None  # the writes that follow say what is wrong with it
+    octets = status.f_bavail * status.f_frsize if status.f_blocks else None
+    return octets, status.f_favail if status.f_files else None
+
+
 def truncate(fd: int, length: int) -> None:
     """Cut the file to ``length`` octets."""
     posix.ftruncate(fd, length)

@@ -7,7 +7,7 @@ never held whole.  What a crash leaves in ``tmp`` is no message; the store remov
 from binascii import crc32
 
 from minisend.envelope import Envelope
-from minisend.errors import MessageTooBig, SpoolError
+from minisend.errors import MessageTooBig, SpoolError, SpoolFull
 from minisend.spool import disk
 from minisend.spool.place import open_state
 from minisend.spool.record import (
@@ -115,15 +115,63 @@ class Counter:
         )
 
 
-def enqueue(queue: int, envelope: Envelope, message: "Iterable[bytes]", limit: int) -> None:
+class Floor:
+    """What a submission must leave free on the file system of the queue, for outcomes and reports of what is queued.
+
+    ``path``               of the queue, for the words of a refusal
+    ``octets``, ``inodes``  0 for any; the keys of [spool] are min_free and min_free_inodes
+    """
+
+    __slots__ = ("inodes", "octets", "path")
+
+    def __init__(self, path: str, octets: int, inodes: int) -> None:
+        self.path = path
+        self.octets = octets
+        self.inodes = inodes
+
+    def check(self, queue: int, size: int) -> None:
+        """Raise SpoolFull when ``size`` octets more would leave less than that; ``queue`` is a descriptor."""
+        octets, inodes = disk.free(queue)
+        if self.octets and octets is not None and octets < self.octets + size:
+            has, wants = f"{_shown(octets)} free", f"min_free ({_shown(self.octets)})"
+            if octets >= self.octets:
+                wants += f" and this message ({_shown(size)}) take"
+        elif self.inodes and inodes is not None and inodes < self.inodes:
+            has, wants = f"{inodes} free inodes", f"min_free_inodes ({self.inodes})"
+        else:
+            return
+        raise SpoolFull(f"{self.path}: its file system has {has}, less than [spool] {wants}")
+
+
+def _shown(octets: int) -> str:
+    """A size in its largest unit, with one decimal, cut off: what is below a limit must not look like it."""
+    for unit, factor in (("G", 1 << 30), ("M", 1 << 20), ("K", 1 << 10)):
+        if octets >= factor:
+            tenths = octets * 10 // factor
+            return f"{tenths // 10}.{tenths % 10}{unit}" if tenths % 10 else f"{tenths // 10}{unit}"
+    return f"{octets} octets"
+
+
+def enqueue(
+    queue: int,
+    envelope: Envelope,
+    message: "Iterable[bytes]",
+    limit: int,
+    floor: Floor | None = None,
+    size: int = 0,
+) -> None:
     """Make a message durable as ``new/<queue id>`` in the directory ``queue`` (a descriptor).
 
     ``message``  octets as they came, in pieces; read once
     ``limit``    the largest message taken, in octets; 0 for any
+    ``floor``    what must stay free; None: nothing, as for a report, without which its message could not go
+    ``size``     of the message, in octets, as far as it is known beforehand
 
     When this returns, the message survives a power cut.  When it raises, nothing of it stays visible: MessageTooBig,
-    SpoolError (the disk), or whatever reading ``message`` raised.
+    SpoolFull and SpoolError (the disk), or whatever reading ``message`` raised.
     """
+    if floor is not None:
+        floor.check(queue, size)
     name = envelope.queue_id
     tmp = open_state("tmp", queue)
     fd = -1
@@ -134,7 +182,7 @@ def enqueue(queue: int, envelope: Envelope, message: "Iterable[bytes]", limit: i
         except OSError as exc:
             ours = False
             raise SpoolError(f"queue/tmp/{name}: {exc.strerror}") from exc
-        _write(fd, envelope, message, limit)
+        _write(fd, envelope, message, limit, floor, queue)
         # Until this ends, well or not, the name it will have is no message that a flusher could take.
         disk.lock(fd)
         _publish(name, tmp, queue)
@@ -175,7 +223,14 @@ def _publish(name: str, tmp: int, queue: int) -> None:
         disk.close(new)
 
 
-def _write(fd: int, envelope: Envelope, message: "Iterable[bytes]", limit: int) -> None:
+def _write(
+    fd: int,
+    envelope: Envelope,
+    message: "Iterable[bytes]",
+    limit: int,
+    floor: Floor | None,
+    queue: int,
+) -> None:
     counter = Counter()
     gathered: list[bytes] = []
     waiting = written = begun = 0
@@ -196,6 +251,9 @@ def _write(fd: int, envelope: Envelope, message: "Iterable[bytes]", limit: int) 
             gathered = []
             waiting = 0
             if written - begun >= _WRITEBACK:
+                # Nobody may have known how large it would be, and others write at the same time.
+                if floor is not None:
+                    floor.check(queue, 0)
                 disk.begin_writing(fd)
                 begun = written
     head = format_head(envelope, counter.octets)

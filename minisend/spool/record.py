@@ -6,12 +6,20 @@
                                 (empty line)
     message                     as it came, exactly ``size`` octets
     trailer                     appended line ``end``: octets, LF count, digest (CRC-32), flags, checksum of the envelope
-    facts, outcome, report lines    appended lines, see below
+    facts, outcome, report, requeue lines   appended lines, see below
 
 Values are octets with control characters and the backslash as ``\\xHH``, so a value never holds a line end.
 An appended line is LF, the text, a space, eight hexadecimal digits of the text's CRC-32, LF.  The leading LF ends
 whatever a crash left half written before it; a torn last line has no valid checksum and counts for nothing.
 Recipients stand in outcome lines by their index or range, so that 1,000 of them over 40 attempts stay small.
+
+    appended line                      from here on
+    end ...                            the message is whole
+    facts ...                          every attempt uses these facts
+    outcome attempt recipients ...     that is what is known of these recipients
+    report event recipients            this report was queued, and is not queued again
+    requeue time recipients            these are tried again as if nothing had been tried: what was recorded of them is
+                                       history, attempts count from 1, the lifetime from ``time``
 
 The manual of the format is minisend-spool(5).
 """
@@ -95,32 +103,59 @@ class Trailer:
         return f"Trailer({self.octets}, {self.lines}, {self.digest!r}, {self.flags!r}, {self.head_crc:#x})"
 
 
+class Requeue:
+    """An administrator had a message tried again from the start.
+
+    ``at``          seconds since the epoch
+    ``recipients``  indexes of those who were then tried again
+    """
+
+    __slots__ = ("at", "recipients")
+
+    def __init__(self, at: float, recipients: "list[int]") -> None:
+        self.at = at
+        self.recipients = recipients
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Requeue) and (self.at, self.recipients) == (
+            other.at,
+            other.recipients,
+        )
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __repr__(self) -> str:
+        return f"Requeue({self.at!r}, {self.recipients!r})"
+
+
 class Tail:
     """What stands after the message.
 
     ``length``    octets that are good, from the end of the message
     ``torn``      a half-written line follows them
-    ``outcomes``  (attempt number, Outcome) in the order written
-    ``reported``  what reports were queued, each as ``delivery.bounce`` noted it
+    ``history``   in the order written: (attempt number, Outcome) of an outcome, the note of a report, a Requeue
     """
 
-    __slots__ = ("facts", "length", "outcomes", "reported", "torn", "trailer")
+    __slots__ = ("facts", "history", "length", "torn", "trailer")
 
     def __init__(
         self,
         trailer: Trailer,
         facts: Facts | None,
-        outcomes: "list[tuple[int, Outcome]]",
-        reported: "set[str]",
+        history: "list[tuple[int, Outcome] | str | Requeue]",
         length: int,
         torn: bool,
     ) -> None:
         self.trailer = trailer
         self.facts = facts
-        self.outcomes = outcomes
-        self.reported = reported
+        self.history = history
         self.length = length
         self.torn = torn
+
+    @property
+    def outcomes(self) -> "list[tuple[int, Outcome]]":
+        """(attempt number, Outcome) in the order written."""
+        return [event for event in self.history if isinstance(event, tuple)]
 
 
 def escape(value: bytes) -> bytes:
@@ -326,6 +361,11 @@ def format_report(note: str) -> bytes:
     return format_line(b"report\t" + _text(note))
 
 
+def format_requeue(requeue: Requeue) -> bytes:
+    """The appended line that starts again for some recipients, at least one."""
+    return format_line(b"requeue\t%.3f\t%b" % (requeue.at, format_ranges(requeue.recipients)))
+
+
 def format_ranges(numbers: "Iterable[int]") -> bytes:
     """Recipient indexes as ``0-3,7``."""
     parts: list[bytes] = []
@@ -365,8 +405,7 @@ def parse_tail(octets: bytes, envelope: Envelope) -> Tail:
     """
     trailer: Trailer | None = None
     facts: Facts | None = None
-    outcomes: list[tuple[int, Outcome]] = []
-    reported: set[str] = set()
+    history: list[tuple[int, Outcome] | str | Requeue] = []
     position = 0
     while octets[position : position + 1] == b"\n":
         end = octets.find(b"\n", position + 1)
@@ -381,10 +420,12 @@ def parse_tail(octets: bytes, envelope: Envelope) -> Tail:
                 _, hostname, mail_domain, from_field, message_id = map(unescape, fields)
                 facts = Facts(hostname, mail_domain, from_field, message_id)
             elif fields[0] == b"outcome":
-                outcomes += _parse_outcomes(fields, len(envelope.recipients))
+                history += _parse_outcomes(fields, len(envelope.recipients))
             elif fields[0] == b"report":
                 _, note = fields
-                reported.add(_from_text(note))
+                history.append(_from_text(note))
+            elif fields[0] == b"requeue":
+                history.append(_parse_requeue(fields, len(envelope.recipients)))
             else:
                 raise BrokenRecord("it has a line of an unknown kind")
         except ValueError as exc:
@@ -402,7 +443,7 @@ def parse_tail(octets: bytes, envelope: Envelope) -> Tail:
                 raise BrokenRecord("a line after the message is damaged")
             break
         bad += len(line) + 1
-    return Tail(trailer, facts, outcomes, reported, position, bool(rest))
+    return Tail(trailer, facts, history, position, bool(rest))
 
 
 def _parse_trailer(fields: list[bytes]) -> Trailer:
@@ -436,6 +477,26 @@ def _parse_outcomes(fields: list[bytes], count: int) -> list[tuple[int, Outcome]
         )
         for index in parse_ranges(who, count)
     ]
+
+
+def _parse_requeue(fields: list[bytes], count: int) -> Requeue:
+    _, when, who = fields
+    at = float(when)
+    if not 0 <= at <= _LAST_TIME:
+        raise BrokenRecord("a requeue line is not one of ours")
+    return Requeue(at, parse_ranges(who, count))
+
+
+def is_about(note: str, recipients: "Iterable[int]", count: int) -> bool:
+    """Whether the report of this note tells of one of ``recipients``; ``count`` is the number of the message's.
+
+    A note is a word and the recipients by index or range, as ``delivery.bounce`` writes it.  Raises BrokenRecord.
+    """
+    try:
+        told = parse_ranges(note.partition(" ")[2].encode("ascii"), count)
+    except ValueError as exc:
+        raise BrokenRecord("a report names no recipients") from exc
+    return not set(recipients).isdisjoint(told)
 
 
 def head_crc(head: bytes) -> int:

@@ -14,6 +14,7 @@ Two rules: an outcome is recorded before anything acts on it, and what is read w
 import errno
 import posix
 import time
+from _thread import RLock
 from binascii import crc32
 
 from minisend.envelope import FAILED, Envelope, Facts, Outcome
@@ -24,13 +25,16 @@ from minisend.spool.record import (
     HEAD_LIMIT,
     OUTCOME_ROOM,
     BrokenRecord,
+    Requeue,
     Tail,
     UnknownVersion,
     format_facts,
     format_outcomes,
     format_report,
+    format_requeue,
     head_crc,
     head_length,
+    is_about,
     parse_head,
     parse_tail,
 )
@@ -44,6 +48,10 @@ _FIRST_READ = 16 * 1024
 # Removals and moves may wait this long for their directory's fsync (DESIGN section 4, "grouped").
 _GROUP_COUNT = 100
 _GROUP_SECONDS = 1.0
+# Where a message moves to is made durable before where it moved from: a power cut between the two leaves two names, not
+# none.  On its way messages go from the right to the left, and back when an administrator lets one go on.
+_FORTH = ("failed", "hold", "cur", "new")
+_BACK = ("new", "cur", "hold", "failed")
 # A file in tmp is some process's message while it is being received; after this long it is a crash's.
 _TMP_AGE = 36 * 3600
 # Seconds since the epoch have ten digits until 2286, eleven until 5138.
@@ -80,6 +88,8 @@ class Entry:
     ``attempts``  made so far
     ``latest``    recipient index → its last Outcome
     ``reported``  what reports were queued, see ``note_reported``
+    ``since``     when its lifetime began, seconds since the epoch: it arrived, or was last requeued
+    ``history``   all that was recorded, see ``record.Tail``; the four above are of the time since the last requeue
     Only a claimed entry (``Queue.claim``) may be changed; leaving its context gives the claim back.
     """
 
@@ -92,10 +102,11 @@ class Entry:
         "attempts",
         "envelope",
         "facts",
+        "history",
         "latest",
-        "outcomes",
         "place",
         "reported",
+        "since",
         "size",
         "tail_at",
         "trailer",
@@ -115,23 +126,39 @@ class Entry:
         self._fd = fd
         self._kept = False
         self._message_at = len(head)
-        self._reserved = False
+        # recipients for whose outcomes there is room behind the last line
+        self._reserved = 0
         self.place = place
         self.envelope = envelope
         self.size = size
         self.trailer = tail.trailer
         self.facts = tail.facts
-        self.outcomes = tail.outcomes
-        self.reported = tail.reported
         self.tail_at = len(head) + size + tail.length
-        self.attempts = max((attempt for attempt, _ in tail.outcomes), default=0)
-        self.latest: dict[int, Outcome] = {o.recipient: o for _, o in tail.outcomes}
+        self.history = tail.history
+        self.attempts = 0
+        self.latest: dict[int, Outcome] = {}
+        self.reported: set[str] = set()
+        self.since = envelope.arrived
+        for event in tail.history:
+            if isinstance(event, tuple):
+                attempt, outcome = event
+                self.attempts = max(self.attempts, attempt)
+                self.latest[outcome.recipient] = outcome
+            elif isinstance(event, str):
+                self.reported.add(event)
+            else:
+                self._begin_again(event)
 
     def __enter__(self) -> "Entry":
         return self
 
     def __exit__(self, *exc_info: object) -> None:
         self.close()
+
+    @property
+    def outcomes(self) -> "list[tuple[int, Outcome]]":
+        """(attempt number, Outcome) of every attempt, in the order written."""
+        return [event for event in self.history if isinstance(event, tuple)]
 
     @property
     def pending(self) -> list[int]:
@@ -185,18 +212,23 @@ class Entry:
     # -- changes, under the claim
 
     def reserve(self, recipients: int) -> None:
-        """Room for the outcomes of ``recipients``; NoRoom means that there must be no attempt."""
+        """Room for the outcomes of so many more recipients; NoRoom means that there must be no attempt for them."""
+        self._make_room(self._reserved + recipients)
+
+    def _make_room(self, recipients: int) -> None:
         room = OUTCOME_ROOM * (recipients + 1)
         if self.facts is None:
             # The facts hold a From field made of these, which the coding of RFC 2047 and our escapes make longer.
             room += 16 * (len(self.envelope.full_name) + len(self.envelope.sender))
-        self._reserved = True
+        before, self._reserved = self._reserved, recipients
         try:
             disk.reserve(self._fd, self.tail_at, room)
         except OSError as exc:
             if exc.errno in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):
                 return  # a file system that knows no reservation, with a C library that does not write in its place
-            self._give_back()
+            if not before:
+                self._give_back()
+            self._reserved = before
             raise NoRoom(exc.strerror) from exc
 
     def keep_facts(self, facts: Facts) -> Facts:
@@ -213,29 +245,63 @@ class Entry:
         self._append(format_outcomes(attempt, outcomes))
         if self._reserved:
             disk.truncate(self._fd, self.tail_at)
-            self._reserved = False
+            self._reserved = max(0, self._reserved - len(outcomes))
+            if self._reserved:
+                try:
+                    # For those who are being attempted at another next hop.
+                    self._make_room(self._reserved)
+                except NoRoom:
+                    pass  # their record may fail then, as one may that had room: what is in hand comes first
         disk.fsync(self._fd)
         self.attempts = max(self.attempts, attempt)
-        self.outcomes += [(attempt, outcome) for outcome in outcomes]
+        self.history += [(attempt, outcome) for outcome in outcomes]
         self.latest.update({outcome.recipient: outcome for outcome in outcomes})
 
     def note_reported(self, note: str) -> None:
         """Append and make durable that a report was queued; ``note`` says which, in ``delivery.bounce``'s words."""
         self._append(format_report(note))
         disk.fsync(self._fd)
+        self.history.append(note)
         self.reported.add(note)
+
+    def requeue(self, at: float) -> None:
+        """Due at once, with a lifetime that begins ``at`` (seconds since the epoch) and no attempt made.
+
+        Tried again are those who wait and, of a message in ``failed``, those who failed.  Elsewhere a failure stays
+        one: its report is on its way.  Recorded and durable before the message moves; a crash between the two leaves
+        it where it was.
+        """
+        again = self.pending
+        if self.place.state == "failed":
+            again = sorted(again + self.failed)
+        if again:
+            requeue = Requeue(at, again)
+            self._append(format_requeue(requeue))
+            disk.fsync(self._fd)
+            self.history.append(requeue)
+            self._begin_again(requeue)
+        self.defer(0)
+
+    def _begin_again(self, requeue: Requeue) -> None:
+        count = len(self.envelope.recipients)
+        self.since = requeue.at
+        self.attempts = 0
+        self.reported = {n for n in self.reported if not is_about(n, requeue.recipients, count)}
+        for index in requeue.recipients:
+            self.latest.pop(index, None)
 
     def defer(self, until: float) -> None:
         """Wait in ``cur`` until then (seconds)."""
         self._move("cur", f"{int(until):010d}.{self.place.queue_id}")
 
     def move_to(self, state: str) -> None:
-        """To ``hold`` or ``failed``, to stay until somebody acts."""
+        """To ``hold`` or ``failed``, to stay until somebody acts; of one never attempted, back to ``new``."""
         self._move(state, self.place.queue_id)
 
     def remove(self) -> None:
         """The message is done with.  Where one attempt made all recipients final this is its only record."""
         disk.unlink(self.place.name, self._queue.directory(self.place.state))
+        self._reserved = 0  # gone with the file
         self._queue.changed(self.place.state)
 
     def keep_claim(self) -> None:
@@ -255,7 +321,7 @@ class Entry:
 
     def _give_back(self) -> None:
         if self._reserved:
-            self._reserved = False
+            self._reserved = 0
             try:
                 disk.truncate(self._fd, self.tail_at)
             except OSError:
@@ -265,10 +331,15 @@ class Entry:
         old = self.place
         if (state, name) == (old.state, old.name):
             return
-        disk.rename(old.name, self._queue.directory(old.state), name, self._queue.directory(state))
-        self.place = Place(state, name)
-        self._queue.changed(state)
-        self._queue.changed(old.state)
+        # Not while another thread makes changes durable: see ``Queue.sync``.
+        with self._queue.lock:
+            back = old.state in ("hold", "failed") and state in ("new", "cur")
+            self._queue.take_order(_BACK if back else _FORTH)
+            disk.rename(
+                old.name, self._queue.directory(old.state), name, self._queue.directory(state)
+            )
+            self.place = Place(state, name)
+            self._queue.changed(state, old.state)
 
 
 class Queue:
@@ -276,6 +347,8 @@ class Queue:
 
     ``strict_sync``  fsync a directory after each change ([spool] sync = "each")
     ``report``       called with a queue id and a text when a file is set aside or cannot be read
+
+    Several threads may use one; an entry belongs to one of them at a time.
     """
 
     def __init__(
@@ -288,11 +361,13 @@ class Queue:
     ) -> None:
         self.spool = spool
         self._fd = open_queue(spool, create=create)
+        self.lock = RLock()
         self._directories: dict[str, int] = {}
         self._strict = strict_sync
         self._report = report or (lambda queue_id, text: None)
         # states with changes of names that are not durable yet
         self._dirty: set[str] = set()
+        self._order: tuple[str, ...] = _FORTH
         self._changes = 0
         self._dirty_since = 0.0
 
@@ -321,31 +396,48 @@ class Queue:
 
     def directory(self, state: str) -> int:
         """Descriptor of the directory of ``state``."""
-        if state not in self._directories:
-            self._directories[state] = open_state(state, self._fd)
-        return self._directories[state]
+        fd = self._directories.get(state)
+        if fd is None:
+            with self.lock:
+                fd = self._directories.get(state)
+                if fd is None:
+                    fd = self._directories[state] = open_state(state, self._fd)
+        return fd
 
-    def changed(self, state: str) -> None:
-        """A name in ``state`` came or went; its fsync may be grouped with others."""
-        if not self._dirty:
-            self._dirty_since = time.monotonic()
-        self._dirty.add(state)
-        self._changes += 1
-        if (
-            self._strict
-            or self._changes >= _GROUP_COUNT
-            or time.monotonic() - self._dirty_since >= _GROUP_SECONDS
-        ):
+    def changed(self, *states: str) -> None:
+        """A name in each of these came or went; its fsync may be grouped with others."""
+        with self.lock:
+            if not self._dirty:
+                self._dirty_since = time.monotonic()
+            self._dirty.update(states)
+            self._changes += len(states)
+            if (
+                self._strict
+                or self._changes >= _GROUP_COUNT
+                or time.monotonic() - self._dirty_since >= _GROUP_SECONDS
+            ):
+                self.sync()
+
+    def take_order(self, order: tuple[str, ...]) -> None:
+        """Before a move: what was moved the other way must be durable, as no one order is right for both."""
+        if order != self._order:
             self.sync()
+            self._order = order
 
     def sync(self) -> None:
         """Make all changes of names durable."""
-        # Where a message moves to comes before where it moved from: a cut between the two leaves two names, not none.
-        for state in ("failed", "hold", "cur", "new"):
-            if state in self._dirty:
-                disk.fsync(self.directory(state))
-        self._dirty.clear()
-        self._changes = 0
+        # Nothing may be moved between these calls.
+        with self.lock:
+            for state in self._order:
+                if state in self._dirty:
+                    disk.fsync(self.directory(state))
+            self._dirty.clear()
+            self._changes = 0
+
+    def settle(self) -> None:
+        """Make changes durable that have waited for as long as they may: for somebody to call while nothing else happens."""
+        if self._dirty and time.monotonic() - self._dirty_since >= _GROUP_SECONDS:
+            self.sync()
 
     def places(self, *states: str) -> "Iterator[Place]":
         """What lies in these states, in no order; nothing is opened."""
@@ -435,6 +527,25 @@ class Queue:
             disk.close(fd)
             raise
 
+    def discard(self, place: Place) -> bool:
+        """Remove a file, whatever is in it, under its lock.  False when another process has it or it is gone.
+
+        Raises OSError.
+        """
+        directory = self.directory(place.state)
+        try:
+            fd = disk.open_claiming(place.name, directory)
+        except FileNotFoundError:
+            return False
+        try:
+            if not (disk.lock(fd) and disk.is_at(fd, place.name, directory)):
+                return False
+            disk.unlink(place.name, directory)
+        finally:
+            disk.close(fd)
+        self.changed(place.state)
+        return True
+
     def set_aside(self, entry: Entry, why: str) -> None:
         """Move a claimed entry whose message turned out broken to ``failed`` and report it."""
         self._set_aside(entry.place, why)
@@ -477,6 +588,9 @@ class Queue:
 
     def _set_aside(self, place: Place, why: str) -> None:
         failed = self.directory("failed")
+        if place.state == "failed":
+            self._report(place.queue_id, f"broken: {why}")
+            return
         try:
             if disk.exists(place.queue_id, failed):
                 # A rename would replace it.
@@ -484,9 +598,10 @@ class Queue:
                     place.queue_id, f"broken ({why}), with its like in queue/failed already"
                 )
                 return
-            disk.rename(place.name, self.directory(place.state), place.queue_id, failed)
-            self.changed("failed")
-            self.changed(place.state)
+            with self.lock:
+                self.take_order(_FORTH)
+                disk.rename(place.name, self.directory(place.state), place.queue_id, failed)
+                self.changed("failed", place.state)
         except OSError as exc:
             self._report(place.queue_id, f"broken ({why}) and cannot be set aside: {exc.strerror}")
         else:

@@ -10,14 +10,14 @@ import sys
 import time
 
 from minisend.address import one_line, parse_recipients, parse_sender, quote_local, split
-from minisend.config import submission_facts
+from minisend.config import SubmissionFacts, submission_facts
 from minisend.envelope import Envelope, Recipient
 from minisend.errors import DataError, UsageError
 from minisend.spool.enqueue import new_queue_id
 from minisend.submit.handover import hand_over, start_flusher
 from minisend.submit.identity import Identity, caller, zone
 from minisend.submit.options import Options
-from minisend.submit.stdin import pieces, until_dot
+from minisend.submit.stdin import pieces, size, until_dot
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -48,6 +48,7 @@ def submit(options: Options, config_file: str | None) -> int:
     envelope.ret = options.ret
     envelope.envid = options.envid
     signals = stop_on_signals()
+    known = size()
     message = pieces()
     if not options.dot_is_data:
         message = until_dot(message)
@@ -55,8 +56,8 @@ def submit(options: Options, config_file: str | None) -> int:
         message = _take_header_recipients(envelope, message)
     for recipient in envelope.recipients:
         recipient.notify = options.notify
-    hand_over(facts, envelope, _then_ignoring(signals, message))
-    start_delivery(options, facts.file and config_file, envelope.queue_id)
+    hand_over(facts, envelope, _then_ignoring(signals, message), known)
+    start_delivery(options, facts, config_file, envelope.queue_id)
     return 0
 
 
@@ -78,11 +79,21 @@ def new_envelope(
     )
 
 
-def start_delivery(options: Options, config_file: str | None, queue_id: str) -> None:
-    """What -od asks for, once the message is in the queue.  ``config_file`` is None when none was read."""
-    if options.delivery != "queue":
-        waits = options.delivery == "interactive"
-        start_flusher(config_file, ["--quiet", queue_id] if waits else ["--background"], wait=waits)
+def start_delivery(
+    options: Options, facts: SubmissionFacts, config_file: str | None, queue_id: str
+) -> None:
+    """What -od asks for, once the message is in the queue.  ``config_file`` is the value of a leading -C."""
+    if options.delivery == "queue":
+        return
+    from minisend.spool.trigger import SUBMISSION, poke
+
+    waits = options.delivery == "interactive"
+    if waits or not poke(facts.spool_path, SUBMISSION):
+        start_flusher(
+            facts.file and config_file,
+            ["--quiet", queue_id] if waits else ["--background"],
+            wait=waits,
+        )
 
 
 def stop_on_signals() -> "list[int]":

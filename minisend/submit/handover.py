@@ -11,7 +11,7 @@ import sys
 from minisend.config import SubmissionFacts
 from minisend.envelope import Envelope
 from minisend.spool import disk
-from minisend.spool.enqueue import enqueue
+from minisend.spool.enqueue import Floor, enqueue
 from minisend.spool.place import open_queue
 
 TYPE_CHECKING = False
@@ -19,11 +19,17 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 
-def hand_over(facts: SubmissionFacts, envelope: Envelope, message: "Iterable[bytes]") -> None:
-    """Make the message durable.  Raises SpoolError, MessageTooBig, ReadError; then nothing was kept."""
+def hand_over(
+    facts: SubmissionFacts, envelope: Envelope, message: "Iterable[bytes]", size: int
+) -> None:
+    """Make the message durable.  Raises SpoolError, MessageTooBig, ReadError; then nothing was kept.
+
+    ``size``  of the message, in octets, as far as it is known beforehand; else 0
+    """
+    floor = Floor(f"{facts.spool_path}/queue", facts.min_free, facts.min_free_inodes)
     queue = open_queue(facts.spool_path, create=True)
     try:
-        enqueue(queue, envelope, message, facts.max_message_size)
+        enqueue(queue, envelope, message, facts.max_message_size, floor, size)
     finally:
         disk.close(queue)
 

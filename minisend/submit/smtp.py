@@ -28,7 +28,7 @@ from _stat import S_ISSOCK
 from minisend.address import AddressError, parse_recipients
 from minisend.config import SubmissionFacts, submission_facts
 from minisend.envelope import Recipient
-from minisend.errors import MessageTooBig, MinisendError, ReadError
+from minisend.errors import MessageTooBig, MinisendError, ReadError, SpoolFull
 from minisend.smtp.server import (
     Mail,
     MessageData,
@@ -187,7 +187,7 @@ class _Session:
         message = self._message(first)
         try:
             try:
-                hand_over(self._facts, envelope, message)
+                hand_over(self._facts, envelope, message, self._mail.size)
             except MinisendError as exc:
                 for _ in message:
                     pass  # the client listens only when it has sent everything
@@ -197,7 +197,7 @@ class _Session:
             return
         self._server.reply(250, f"Ok: queued as {envelope.queue_id}", "2.0.0")
         self._flush()
-        start_delivery(self._options, self._config_file, envelope.queue_id)
+        start_delivery(self._options, self._facts, self._config_file, envelope.queue_id)
 
     def _message(self, first: MessageData | MessageEnd) -> "Iterator[bytes]":
         """The octets of the message, taken from the client as they are asked for.  Raises _Abandoned when it stays unfinished."""
@@ -322,7 +322,9 @@ def _refusal(exc: MinisendError) -> tuple[int, str, str]:
     if isinstance(exc, MessageTooBig):
         return 552, _text(exc), exc.status
     cause = exc.__cause__
-    if isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT):
+    if isinstance(exc, SpoolFull) or (
+        isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT)
+    ):
         return 452, _text(exc), "4.3.1"
     return 451 if exc.status.startswith("4") else 554, _text(exc), exc.status
 

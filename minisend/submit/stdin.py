@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 _PIECE = 256 * 1024
 _PATIENCE = 1000  # milliseconds
+# lseek(2): SEEK_CUR, which Python has in os alone.
+_FROM_HERE = 1
 
 
 def pieces(fd: int = 0) -> "Iterator[bytes]":
@@ -53,6 +55,16 @@ def _wait(fd: int) -> None:
     poller.register(fd, select.POLLIN)
     while not poller.poll(_PATIENCE):
         pass
+
+
+def size(fd: int = 0) -> int:
+    """How many octets are left to read where ``fd`` is a regular file; 0 where nobody knows."""
+    try:
+        # A shell may have read the first lines.
+        position = posix.lseek(fd, 0, _FROM_HERE)
+        return max(posix.fstat(fd).st_size - position, 0)
+    except OSError:
+        return 0  # a pipe, a socket, a terminal; a closed descriptor is for ``pieces`` to report
 
 
 def until_dot(source: "Iterator[bytes]") -> "Iterator[bytes]":

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from minisend.envelope import DELAYED, Envelope, Outcome, Recipient
+from minisend.envelope import DELAYED, FAILED, RELAYED, Envelope, Outcome, Recipient
 from minisend.spool.enqueue import enqueue
 from minisend.spool.store import Queue
 
@@ -89,3 +89,39 @@ def refused() -> Callable[[int], Outcome]:
         "connect to 127.0.0.1:2525: Connection refused",
         at=NOW - 60,
     )
+
+
+@pytest.fixture
+def four(crafted: Crafted, refused: Callable[[int], Outcome]) -> Crafted:
+    """One message in each state; the deferred one was attempted twice."""
+    crafted.add("0000000000000001", recipients=(b"carol@example.com", b"root"))
+    crafted.add(
+        "0000000000000002", sender=b"", recipients=(b"carol@example.com", b"bob@example.net")
+    )
+    crafted.attempt(
+        "0000000000000002",
+        [
+            refused(0),
+            Outcome(
+                1,
+                RELAYED,
+                "2.0.0",
+                "taken",
+                remote_mta="mx.example.net[192.0.2.1]:25",
+                diagnostic="smtp; 250 2.0.0 ok",
+                command="end of data",
+                at=NOW - 90,
+            ),
+        ],
+        until=NOW - 60,
+    )
+    crafted.attempt("0000000000000002", [refused(0)], until=NOW + 2100)
+    crafted.add("0000000000000003", message=b"x" * 1_500_000)
+    crafted.attempt("0000000000000003", [], state="hold")
+    crafted.add("0000000000000004")
+    crafted.attempt(
+        "0000000000000004",
+        [Outcome(0, FAILED, "5.1.1", "no such user", at=NOW - 5)],
+        state="failed",
+    )
+    return crafted

@@ -29,14 +29,38 @@ CHECKOUT = Path(minisend.__file__).parents[1]
             "name messages, or use --all or --recipient, not both",
         ),
         (["flush", "--recipient", "e.org", "0000000000000001"], "not both"),
-        (["queue", "a", "b"], "unrecognized arguments: b"),
+        (["queue", "a", "--state", "new"], "queue: name messages, or use filters, not both"),
+        (["queue", "--state", "old"], "invalid choice: 'old' (choose from "),
+        (
+            ["queue", "--recipient", ""],
+            "--recipient: expected an address or a domain (got nothing)",
+        ),
+        (
+            ["queue", "--older-than", "2"],
+            '--older-than: expected a time such as 90s, 30m, 2h or 5d (got "2")',
+        ),
+        (["queue", "--younger-than", "-1h"], "--younger-than: expected one argument"),
+        (["queue", "--older-than", "²d"], 'expected a time such as 90s, 30m, 2h or 5d (got "²d")'),
+        (["show"], "the following arguments are required: ID (see minisend show --help)"),
+        (["show", "a", "--raw", "--json"], "not allowed with argument --raw"),
+        (["show", "a", "b", "--raw"], "show --raw: one message at a time"),
+        (["rm"], "rm: which messages: their ids, --all or a filter (see minisend queue)"),
+        (["rm", "--yes"], "rm: which messages: their ids"),
+        (["rm", "a", "--all"], "rm: name messages, or use --all or a filter, not both"),
+        (["hold", "a", "--older-than", "1d"], "hold: name messages, or use --all or a filter"),
+        (["hold", "--state", "failed"], "invalid choice: 'failed' (choose from "),
+        (["release", "--state", "hold"], "unrecognized arguments: --state"),
+        (["requeue", "--state", "new"], "invalid choice: 'new'"),
+        (["hold", "--all", "--yes"], "unrecognized arguments: --yes"),
+        (["check", "--overdue", "soon"], 'expected a time such as 90s, 30m, 2h or 5d (got "soon")'),
+        (["check", "id"], "unrecognized arguments: id"),
         (["queue", "--jsno"], "unrecognized arguments: --jsno"),
         (["demo", "a@example.net", "b@example.net"], "unrecognized arguments"),
     ],
 )
-def test_usage_errors_are_one_line(arguments, said):
+def test_usage_errors_are_one_line(crafted, arguments, said):
     with pytest.raises(UsageError) as caught:
-        main(arguments, None)
+        main(arguments, str(crafted.config))
     assert said in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -68,7 +92,7 @@ def test_help_names_every_command_and_no_hidden_option(capsys):
         with pytest.raises(SystemExit):
             main(arguments, None)
     out = capsys.readouterr().out
-    assert all(f"\n    {name} " in out for name in ("flush", "queue", "demo"))
+    assert all(f"\n    {name} " in out for name in command._COMMANDS)
     assert "--background" not in out
 
 

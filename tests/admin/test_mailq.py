@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 import minisend
+from minisend.admin.command import main
 from minisend.admin.mailq import mailq
-from minisend.admin.queue import show_queue
 from minisend.envelope import DELAYED, FAILED, RELAYED, Outcome
 from minisend.errors import SpoolError, SystemFault
 
@@ -327,7 +327,7 @@ def test_a_name_with_no_time_of_this_world_is_due_now(crafted, capfd, refused, d
     shown = listing(crafted, capfd)
     assert shown.count("next attempt 14:05") == 1
     assert shown.count("due now") == 1
-    assert show_queue(str(crafted.path), as_json=True) == 0
+    assert main(["queue", "--json"], str(crafted.config)) == 0
     objects = [json.loads(line) for line in capfd.readouterr().out.splitlines()]
     assert [o["next_attempt"] for o in objects] == [int(NOW + 2100), int(NOW - 183)]
 

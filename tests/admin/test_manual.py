@@ -1,5 +1,6 @@
 """The manuals against the tables in the code, and their form."""
 
+import json
 import re
 import shutil
 import subprocess
@@ -9,7 +10,7 @@ import pytest
 
 import minisend
 from minisend import errors
-from minisend.admin.command import _parser
+from minisend.admin.command import _parser, main
 from minisend.submit import options
 
 MANUALS = Path(minisend.__file__).parents[1] / "man"
@@ -75,6 +76,23 @@ def classes(of: type) -> "set[type]":
 def test_exit_status_of_sendmail_is_the_error_tree():
     codes = {of.exit_code for of in classes(errors.MinisendError)}
     assert set(exit_codes("sendmail.8")) == codes | {0}
+
+
+def test_exit_status_of_minisend_is_what_its_commands_return():
+    from minisend.admin import actions
+
+    codes = {actions._TRY_AGAIN, actions._NOT_THIS_ONE, actions._NOT_DONE, 0}
+    assert set(exit_codes("minisend.1")) == codes | {69}
+
+
+def test_every_key_of_the_objects_is_described(four, capsys):
+    text = (MANUALS / "minisend.1").read_text()
+    assert main(["show", "--json", "0000000000000002"], str(four.config)) == 0
+    assert main(["check", "--json"], str(four.config)) == 1
+    for line in capsys.readouterr().out.splitlines():
+        told = json.loads(line)
+        keys = set(told) | set(told.get("envelope") or ())
+        assert {key for key in keys if not re.search(rf"\b{key}\b", text)} == set()
 
 
 @pytest.mark.parametrize("page", OURS)

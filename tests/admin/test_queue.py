@@ -1,16 +1,24 @@
-"""minisend queue: the table, whole JSON objects, one message."""
+"""minisend queue: the table, whole JSON objects, named messages."""
 
+import fcntl
 import json
 import os
 import pty
 import re
+import struct
+import subprocess
+import sys
+import termios
+from pathlib import Path
 
 import pytest
 
+import minisend
 from minisend.admin.command import main
-from minisend.envelope import FAILED, RELAYED, Outcome
+from minisend.envelope import Outcome
 
 NOW = 1795440600.0
+CHECKOUT = Path(minisend.__file__).parents[1]
 
 
 @pytest.fixture
@@ -26,41 +34,6 @@ def queue(crafted, capfd, monkeypatch):
         return out
 
     return run
-
-
-@pytest.fixture
-def four(crafted, refused):
-    """One message in each state; the deferred one was attempted twice."""
-    crafted.add("0000000000000001", recipients=(b"carol@example.com", b"root"))
-    crafted.add(
-        "0000000000000002", sender=b"", recipients=(b"carol@example.com", b"bob@example.net")
-    )
-    crafted.attempt(
-        "0000000000000002",
-        [
-            refused(0),
-            Outcome(
-                1,
-                RELAYED,
-                "2.0.0",
-                "taken",
-                remote_mta="mx.example.net[192.0.2.1]:25",
-                diagnostic="smtp; 250 2.0.0 ok",
-                command="end of data",
-                at=NOW - 90,
-            ),
-        ],
-        until=NOW - 60,
-    )
-    crafted.attempt("0000000000000002", [refused(0)], until=NOW + 2100)
-    crafted.add("0000000000000003", message=b"x" * 1_500_000)
-    crafted.attempt("0000000000000003", [], state="hold")
-    crafted.add("0000000000000004")
-    crafted.attempt(
-        "0000000000000004",
-        [Outcome(0, FAILED, "5.1.1", "no such user", at=NOW - 5)],
-        state="failed",
-    )
 
 
 def test_json_of_an_empty_queue_is_nothing(queue):
@@ -183,9 +156,11 @@ def test_json_of_a_broken_file(crafted, queue):
     }
     assert json.loads(queue("--json")) == told
     assert json.loads(queue("--json", "0000000000000001")) == {**told, "history": []}
-    assert "Problem:      broken: it does not begin like a queue file\n" in queue(
-        "0000000000000001"
-    )
+    assert queue().splitlines()[1:] == [
+        "0000000000000001 new          7 -            -",
+        "    broken: it does not begin like a queue file",
+        "1 message, 7",
+    ]
 
 
 def test_json_is_ascii_whatever_the_addresses(crafted, queue):
@@ -207,17 +182,24 @@ def test_table_whole(four, queue):
         "0000000000000003 hold      1.4M -            tester@example.org          bob@example.net\n"
         "0000000000000004 failed      22 -            tester@example.org          bob@example.net\n"
         "    no such user\n"
-        "4 messages\n"
+        "4 messages, 1.4M\n"
     )
+
+
+def test_rows_of_named_messages_are_in_the_order_given(four, queue):
+    assert queue("0000000000000004", "0000000000000001", "0000000000000004").splitlines()[1:] == [
+        "0000000000000004 failed      22 -            tester@example.org          bob@example.net",
+        "    no such user",
+        "0000000000000001 new         22 now          tester@example.org          carol@example.com +1",
+        "2 messages, 44",
+    ]
 
 
 def test_table_of_an_empty_queue(queue):
     assert queue() == "the queue is empty\n"
 
 
-@pytest.mark.parametrize("columns", [10, 60, 79, 80, 200])
-def test_table_fits_the_terminal(crafted, queue, monkeypatch, columns):
-    """Every line, down to 60 columns, below which a table is none."""
+def long(crafted):
     crafted.add(
         "0000000000000001",
         sender=b"s" * 300 + b"@example.org",
@@ -226,19 +208,110 @@ def test_table_fits_the_terminal(crafted, queue, monkeypatch, columns):
     crafted.attempt(
         "0000000000000001", [Outcome(0, "delayed", "4.0.0", "why " * 80, at=NOW)], until=NOW
     )
-    monkeypatch.setenv("COLUMNS", str(columns))
-    lines = queue().splitlines()
+
+
+def on_a_terminal(config, *arguments, columns, term="dumb"):
+    """What ``minisend queue`` writes to a terminal of this width, as a process."""
+    outer, inner = pty.openpty()
+    fcntl.ioctl(inner, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
+    environment = {k: v for k, v in os.environ.items() if k not in ("COLUMNS", "NO_COLOR")}
+    with subprocess.Popen(
+        [sys.executable, "-m", "minisend", "-C", str(config), "queue", *arguments],
+        cwd=CHECKOUT,
+        env={**environment, "TERM": term},
+        stdin=subprocess.DEVNULL,
+        stdout=inner,
+        stderr=subprocess.PIPE,
+    ) as program:
+        os.close(inner)
+        octets = b""
+        try:
+            while piece := os.read(outer, 65536):
+                octets += piece
+        except OSError:
+            pass  # EIO: the other side is closed
+        os.close(outer)
+        assert program.stderr is not None
+        assert (program.stderr.read(), program.wait()) == (b"", 0)
+    return octets.decode().replace("\r\n", "\n")
+
+
+@pytest.mark.parametrize("columns", [10, 60, 79, 80, 200])
+def test_table_fits_the_terminal(crafted, columns):
+    """Every line, down to 60 columns, below which a table is none."""
+    long(crafted)
+    lines = on_a_terminal(crafted.config, columns=columns).splitlines()
     assert max(map(len, lines)) <= max(columns, 60)
     assert lines[1].endswith("… +2")
     assert lines[1].index("s…") < lines[1].index(" rrr")
+    assert lines[2].endswith("…")
+
+
+def test_nothing_is_cut_where_no_terminal_reads(crafted, queue, monkeypatch):
+    long(crafted)
+    monkeypatch.setenv("COLUMNS", "60")
+    row, why = queue().splitlines()[1:3]
+    assert row == (
+        "0000000000000001 deferred    22 now          "
+        + "s" * 300
+        + "@example.org "
+        + "r" * 300
+        + "@example.net +2"
+    )
+    assert why == "    " + "why " * 80
+
+
+@pytest.mark.parametrize(("term", "coloured"), [("xterm", True), ("dumb", False)])
+def test_colour_of_a_state_does_not_move_the_columns(crafted, term, coloured):
+    crafted.add("0000000000000001")
+    heading, row, _ = on_a_terminal(crafted.config, columns=80, term=term).splitlines()
+    assert ("\x1b[36mnew     \x1b[0m" in row) == coloured
+    plain = re.sub(r"\x1b\[\d+m", "", row)
+    assert plain == "0000000000000001 new         22 now          tester@example.o… bob@example.net"
+    assert re.sub(r"\x1b\[\d+m", "", heading).index("TO") == plain.index("bob")
+
+
+@pytest.mark.parametrize(
+    ("text", "columns", "shown"),
+    [
+        ("日本語@例え.jp", 14, "日本語@例え.jp"),
+        ("日本語@例え.jp", 13, "日本語@例え.…"),
+        ("日本語@例え.jp", 12, "日本語@例え…"),
+        ("日本語@例え.jp", 11, "日本語@例…"),
+        ("日本語@例え.jp", 10, "日本語@例…"),
+        ("e\u0301" * 5, 5, "e\u0301" * 5),
+    ],
+)
+def test_cut_counts_columns_not_characters(text, columns, shown):
+    from minisend.admin.queue import _length, cut
+
+    assert cut(text, columns) == shown
+    assert _length(shown) <= columns
+
+
+def test_rows_are_written_as_files_are_read(crafted, monkeypatch):
+    """The first is out before the last is opened: 100,000 messages take no memory and no wait."""
+    from minisend.admin import queue as module
+    from minisend.spool.store import Queue
+
+    happened = []
+    for number in (1, 2, 3):
+        crafted.add(f"000000000000000{number}")
+    read = Queue.read
+    monkeypatch.setattr(
+        Queue, "read", lambda self, place: happened.append("read") or read(self, place)
+    )
+    monkeypatch.setattr(module, "write", lambda fd, text: happened.append("write"))
+    main(["queue"], str(crafted.config))
+    assert happened == ["read", "write"] * 3 + ["write"]
 
 
 @pytest.mark.parametrize("length", [1, 79, 80, 81, 300])
 def test_cut(length):
-    from minisend.admin.queue import _cut
+    from minisend.admin.queue import cut
 
     text = "x" * length
-    assert _cut(text, 80) == (text if length <= 80 else "x" * 79 + "…")
+    assert cut(text, 80) == (text if length <= 80 else "x" * 79 + "…")
 
 
 @pytest.mark.parametrize(
@@ -257,34 +330,9 @@ def test_cut(length):
     ],
 )
 def test_sizes(octets, shown):
-    from minisend.admin.queue import _size
+    from minisend.admin.queue import size
 
-    assert _size(octets) == shown
-
-
-def test_page_of_one_message_whole(four, queue):
-    assert queue("0000000000000002") == (
-        "Queue id:     0000000000000002\n"
-        "State:        deferred\n"
-        "Arrived:      Mon, 23 Nov 2026 13:26:57 +0000\n"
-        "Size:         22 octets\n"
-        "Next attempt: 14:05\n"
-        "From:         MAILER-DAEMON\n"
-        "Submitted by: tester (uid 1000)\n"
-        "Recipients:\n"
-        "  carol@example.com: deferred\n"
-        "  bob@example.net: sent\n"
-        "Attempts:\n"
-        "  1. Nov 23 13:29:00  carol@example.com\n"
-        "     delayed 4.4.1: connect to 127.0.0.1:2525: Connection refused\n"
-        "  1. Nov 23 13:28:30  bob@example.net\n"
-        "     relayed 2.0.0: taken\n"
-        "     mx.example.net[192.0.2.1]:25, end of data, smtp; 250 2.0.0 ok\n"
-        "  2. Nov 23 13:29:00  carol@example.com\n"
-        "     delayed 4.4.1: connect to 127.0.0.1:2525: Connection refused\n"
-    )
-    assert "  bob@example.net: failed\n" in queue("0000000000000004")
-    assert "  root: not tried yet\n" in queue("0000000000000001")
+    assert size(octets) == shown
 
 
 @pytest.mark.parametrize("queue_id", ["000000000000000f", "", ".", "..", "../new/0000000000000001"])
@@ -294,7 +342,9 @@ def test_id_that_is_not_there(crafted, queue_id):
     for make in (False, True):
         if make:
             crafted.add("0000000000000001")
-        with pytest.raises(UsageError, match=re.escape(f"{queue_id}: not in the queue")):
+        with pytest.raises(
+            UsageError, match=re.escape(f"{queue_id}: not in the queue (see minisend queue)")
+        ):
             main(["queue", queue_id], str(crafted.config))
 
 

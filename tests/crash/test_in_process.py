@@ -1,18 +1,22 @@
-"""Stopped after any system call of the spool: a message is not there or whole, in one place, and what was acted on is recorded.
+"""Stopped after any system call of the spool, or let down by it: a message is not there or whole, in one place, and what was
+acted on is recorded.
 
 The state table of minisend-spool(5), row by row.
 """
 
+import errno
 import os
 
 import pytest
+from crash.faulty import ERRORS
 from spool.make import ID, MESSAGE, RecordingQueue, envelope, listing, put
-from spool.seam import STOPPED, Seam, in_child, stop_after
+from spool.seam import STOPPED, Seam, fail_at, in_child, stop_after
 
-from minisend.envelope import DELAYED, DELIVERED, Outcome
+from minisend.envelope import DELAYED, DELIVERED, Facts, Outcome
+from minisend.errors import SpoolError
 from minisend.spool import disk
 from minisend.spool.enqueue import enqueue
-from minisend.spool.store import Entry, Queue
+from minisend.spool.store import Entry, NoRoom, Place, Queue
 
 pytestmark = pytest.mark.crash
 
@@ -200,3 +204,141 @@ def test_a_claim_and_what_follows(tmp_path, action, states, recorded, torn):
                 assert queue.reported == []
     assert seen[0] == states[0]
     assert seen[-1] == states[-1]
+
+
+FACTS = Facts(b"here.test", b"here.test", b"me@here.test", b"<1@here.test>")
+
+# change → what it raises when a call of it fails, with the name of each that may
+CHANGES = {
+    "reserve": (lambda entry: entry.reserve(1), {"posix_fallocate": NoRoom}),
+    "keep_facts": (lambda entry: entry.keep_facts(FACTS), {"pwrite": OSError}),
+    "record": (
+        attempt,
+        {"posix_fallocate": NoRoom, **dict.fromkeys(("pwrite", "ftruncate", "fsync"), OSError)},
+    ),
+    "note_reported": (
+        lambda entry: entry.note_reported("failure 0"),
+        dict.fromkeys(("pwrite", "fsync"), OSError),
+    ),
+    "requeue": (
+        lambda entry: entry.requeue(5.0),
+        dict.fromkeys(("pwrite", "fsync", "rename"), OSError),
+    ),
+    "defer": (lambda entry: entry.defer(NEXT), dict.fromkeys(("rename", "fsync"), OSError)),
+    "move_to": (lambda entry: entry.move_to("hold"), dict.fromkeys(("rename", "fsync"), OSError)),
+    "remove": (lambda entry: entry.remove(), dict.fromkeys(("unlink", "fsync"), OSError)),
+}
+
+
+@pytest.mark.parametrize("error", ERRORS, ids=errno.errorcode.get)
+@pytest.mark.parametrize("change", CHANGES)
+def test_each_call_of_a_change_fails(tmp_path, monkeypatch, change, error):
+    """The caller is told, the message is whole and in one place, and the change can be made afterwards."""
+    act, raises = CHANGES[change]
+
+    def prepared(name: str) -> tuple[RecordingQueue, Entry]:
+        queue = RecordingQueue(f"{tmp_path}/{name}", strict_sync=True)
+        entry = queue.claim(put(queue))
+        assert entry is not None
+        return queue, entry
+
+    def undisturbed() -> list[str]:
+        queue, entry = prepared("counted")
+        seam = Seam()
+        with queue, entry, monkeypatch.context() as patched:
+            patched.setattr(disk, "posix", seam)
+            act(entry)
+            return list(seam.calls)
+
+    calls = undisturbed()
+    assert set(raises) <= set(calls)
+    for number, call in enumerate(calls, 1):
+        queue, entry = prepared(str(number))
+        with queue:
+            with entry, monkeypatch.context() as patched:
+                patched.setattr(disk, "posix", fail_at(number, error))
+                # A directory of another state is opened, and looked at, when it is first needed.
+                expected = raises.get(call, (OSError, SpoolError))
+                if call == "close":
+                    act(entry)
+                else:
+                    with pytest.raises(expected, match=os.strerror(error)):
+                        act(entry)
+            found = listing(queue.spool)
+            if found:
+                [(state, [name])] = found.items()
+                entry = queue.claim(Place(state, name))
+                assert entry is not None
+                with entry:
+                    assert b"".join(entry.verified_octets(b"", 0)) == MESSAGE
+                    assert entry.outcomes in ([], [(1, FIRST[0])])
+                    assert entry.reported <= {"failure 0"}
+                    act(entry)
+            else:
+                assert (change, call) == ("remove", "fsync")
+            assert queue.reported == []
+            assert listing(queue.spool) == {
+                "defer": {"cur": [f"{NEXT}.{ID}"]},
+                "move_to": {"hold": [ID]},
+                "requeue": {"cur": [f"0000000000.{ID}"]},
+                "remove": {},
+            }.get(change, {"new": [ID]})
+
+
+@pytest.mark.parametrize("error", ERRORS, ids=errno.errorcode.get)
+def test_each_call_of_a_claim_fails(spool, monkeypatch, error):
+    """It is not claimed, somebody is told, and nothing has changed but perhaps the torn tail, which was to go."""
+    with RecordingQueue(spool) as queue:
+        place = put(queue)
+        queue.directory("new")
+        file = f"{spool}/queue/new/{ID}"
+        with open(file, "rb") as whole:
+            good = whole.read()
+
+        def claim(seam: Seam) -> Entry | None:
+            with open(file, "wb") as torn:
+                torn.write(good + b"\noutcome\t1\t0\thalf")
+            queue.reported.clear()
+            with monkeypatch.context() as patched:
+                patched.setattr(disk, "posix", seam)
+                return queue.claim(place)
+
+        seam = Seam()
+        entry = claim(seam)
+        assert entry is not None
+        entry.close()
+        calls = list(seam.calls)
+        assert calls == ["open", "stat", "fstat", "ftruncate"]
+        for number in range(1, len(calls) + 1):
+            opened = len(os.listdir("/proc/self/fd"))
+            assert claim(fail_at(number, error)) is None
+            assert len(os.listdir("/proc/self/fd")) == opened
+            [(queue_id, what)] = queue.reported
+            assert (queue_id, os.strerror(error) in what) == (ID, True)
+            assert listing(spool) == {"new": [ID]}
+            with open(file, "rb") as whole:
+                assert whole.read().startswith(good)
+
+
+@pytest.mark.parametrize("error", ERRORS, ids=errno.errorcode.get)
+def test_what_could_not_be_synced_is_synced_by_the_next(spool, monkeypatch, error):
+    """A failed fsync of one directory leaves both to be done: neither is forgotten."""
+    with RecordingQueue(spool) as queue:
+        entry = queue.claim(put(queue))
+        assert entry is not None
+        with entry:
+            entry.defer(NEXT)
+        for number in (1, 2):
+            with monkeypatch.context() as patched:
+                patched.setattr(disk, "posix", fail_at(number, error))
+                with pytest.raises(OSError, match=os.strerror(error)):
+                    queue.sync()
+        seam = Seam()
+        with monkeypatch.context() as patched:
+            patched.setattr(disk, "posix", seam)
+            queue.sync()
+            queue.sync()
+        assert seam.about("fsync") == [
+            ("fsync", f"{spool}/queue/cur"),
+            ("fsync", f"{spool}/queue/new"),
+        ]

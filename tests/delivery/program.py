@@ -63,7 +63,8 @@ class Program:
     def flush(self, *arguments: str) -> tuple[int, str]:
         """Exit code and the summary line."""
         done = self.run("minisend", "flush", *arguments)
-        assert done.stderr == b""
+        # Log lines where the machine has neither a journal nor /dev/log.
+        assert all(said.startswith(b"minisend: ") for said in done.stderr.splitlines())
         return done.returncode, done.stdout.decode().rstrip("\n")
 
     def queue(self) -> Sequence[dict[str, object]]:

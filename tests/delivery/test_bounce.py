@@ -272,6 +272,7 @@ def test_who_asked_is_told_and_nobody_else(fates, sender, now):
             [Recipient(b"r%d@x.test" % n, notify=notify) for n, (notify, _) in enumerate(fates)],
             arrived=ARRIVED,
         )
+        since = ARRIVED
         latest = {n: outcome(n, fate) for n, (_, fate) in enumerate(fates) if fate}  # noqa: RUF012
         pending = [n for n, (_, fate) in enumerate(fates) if fate in ("", DELAYED)]  # noqa: RUF012
         reported: set[str] = set()  # noqa: RUF012

@@ -30,8 +30,9 @@ from spool.make import listing
 from spool.seam import Seam
 
 from minisend.config import Config, Delivery, Smarthost, Spool
-from minisend.delivery import bounce, outgoing, remote, retry
+from minisend.delivery import attempt, bounce, lanes, outgoing, remote, retry
 from minisend.delivery import flush as module
+from minisend.delivery.destination import Destinations, Down
 from minisend.delivery.flush import Selection, Summary, flush
 from minisend.envelope import DELAYED, FAILED, RELAYED, Envelope, Outcome, Recipient
 from minisend.errors import SpoolError, UsageError
@@ -53,8 +54,8 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     """``clock.now`` is the time for the whole room."""
     shown = SimpleNamespace(now=NOW)
     stands_in = SimpleNamespace(time=lambda: shown.now)
-    monkeypatch.setattr(module, "time", stands_in)
-    monkeypatch.setattr(remote, "time", stands_in)
+    for room in (module, attempt, lanes, remote):
+        monkeypatch.setattr(room, "time", stands_in)
     return shown
 
 
@@ -80,7 +81,7 @@ def log() -> Lines:
 
 
 def configuration(spool: str, port: int, *, admin: str = "", **settings: object) -> Config:
-    """Everything to a smarthost on 127.0.0.1."""
+    """Everything to a smarthost on 127.0.0.1, over one connection, so that there is one order."""
     return Config(
         file=None,
         spool=Spool(spool, **settings),
@@ -88,6 +89,7 @@ def configuration(spool: str, port: int, *, admin: str = "", **settings: object)
         mail_domain="here.test",
         admin=admin,
         smarthost=Smarthost(("127.0.0.1",), port=port, tls="none"),
+        delivery=Delivery(connections=1),
     )
 
 
@@ -98,7 +100,7 @@ def direct(spool: str, port: int) -> Config:
         spool=Spool(spool),
         hostname="here.test",
         mail_domain="here.test",
-        delivery=Delivery(mx_port=port, tls="none"),
+        delivery=Delivery(mx_port=port, tls="none", connections=1),
     )
 
 
@@ -255,7 +257,6 @@ def test_order_when_all_have_it_the_removal_is_the_record(
         SAID_RCPT,
         SAID_END,
         ("unlink", f"new/{name}"),
-        ("ftruncate", f"new/{name} (deleted)"),
         ("fsync", "new"),
     ]
     assert summary == Summary(tried=1, delivered=1)
@@ -346,7 +347,6 @@ def test_order_when_it_fails_the_report_is_queued_before_the_removal(
         ("smtp", "RCPT TO:<me@here.test>"),
         SAID_END,
         ("unlink", f"new/{report}"),
-        ("ftruncate", f"new/{report} (deleted)"),
         ("fsync", "new"),
     ]
     assert summary == Summary(tried=2, delivered=1, failed=1)
@@ -392,7 +392,6 @@ def test_order_with_two_next_hops_each_has_room_and_a_record_of_its_own(
         ("smtp", "RCPT TO:<bob@[127.0.0.2]>"),
         SAID_END,
         ("unlink", f"new/{name}"),
-        ("ftruncate", f"new/{name} (deleted)"),
         ("fsync", "new"),
     ]
     assert [message.recipients for server in (one, two) for message in server.messages] == [
@@ -417,11 +416,11 @@ def test_order_what_was_removed_is_durable_before_another_server_is_waited_for(
         ("smtp", "end of data"),
         ("unlink", f"new/{names[0]}"),
         ("fsync", "new"),
+        ("smtp", "QUIT"),
         ("smtp", "connect"),
         ("smtp", "end of data"),
         ("unlink", f"new/{names[1]}"),
         ("fsync", "new"),
-        ("smtp", "QUIT"),
         ("smtp", "QUIT"),
     ]
 
@@ -436,24 +435,25 @@ def test_order_with_several_transactions_each_has_room_and_a_record_of_its_own(
     with ScriptedServer(watched.noting(answer), keywords=ONE_EACH) as server:
         config = configuration(spool, server.port)
         assert flush(config, Selection(), log=log) == Summary(tried=1, deferred=1)
-    recorded = [
-        ("pwrite", f"new/{name}"),
-        ("ftruncate", f"new/{name}"),
-        ("fsync", f"new/{name}"),
-    ]
+    reserved = ("posix_fallocate", f"new/{name}")
+    recorded = [("pwrite", f"new/{name}"), ("ftruncate", f"new/{name}")]
+    synced = ("fsync", f"new/{name}")
     assert watched.sequence() == [
-        ("posix_fallocate", f"new/{name}"),
+        reserved,
         ("pwrite", f"new/{name}"),  # the facts that this attempt uses
         SAID_RCPT,
         SAID_END,
         *recorded,
-        ("posix_fallocate", f"new/{name}"),
+        reserved,  # for the others
+        synced,
         ("smtp", "RCPT TO:<bob@x.test>"),
         ("smtp", "RCPT TO:<carl@x.test>"),
         SAID_END,
         *recorded,
-        ("posix_fallocate", f"new/{name}"),
+        reserved,
+        synced,
         *recorded,
+        synced,
         ("rename", f"new/{name}"),
         ("fsync", "cur"),
         ("fsync", "new"),
@@ -804,7 +804,7 @@ def test_a_message_that_cannot_be_read_again_is_not_taken_back_from_those_who_ha
     with ScriptedServer(keywords=ONE_EACH) as server:
         config = configuration(spool, server.port)
         with monkeypatch.context() as patched:
-            patched.setattr(module, "Outgoing", Unreadable)
+            patched.setattr(attempt, "Outgoing", Unreadable)
             assert flush(config, Selection(), log=log) == Summary(tried=1, deferred=1)
         assert read(spool, "new", queue_id(1)).outcomes == [(1, taken(server, 0))]
         assert flush(config, Selection(), log=log) == Summary(tried=1, delivered=1)
@@ -1196,11 +1196,14 @@ def test_a_fault_of_this_machine_does_not_count(
     for days in range(5):
         clock.now = NOW + days * 86400
         assert flush(config, EVERYTHING, log=log) == Summary(tried=1, deferred=1)
-        waiting = due_after(1, 0, clock.now)
+        waiting = f"{int(clock.now) + 300}.{queue_id(1)}"
         assert listing(spool) == {"cur": [waiting]}
         entry = read(spool, "cur", waiting)
         assert (entry.attempts, entry.pending) == (0, [0])
-        assert entry.latest[0].reason == "connect to [255.255.255.255]:25: Network is unreachable"
+        # Said once: a machine without network would write it every five minutes.
+        assert [outcome.reason for _, outcome in entry.outcomes] == [
+            "connect to [255.255.255.255]:25: Network is unreachable"
+        ]
 
 
 def test_a_lifetime_and_three_attempts_are_the_end(
@@ -1297,7 +1300,25 @@ def test_a_next_hop_that_is_down_is_asked_once_for_all(
         put(spool, number, ANN)
     assert flush(configuration(spool, port), Selection(), log=log) == Summary(tried=30, deferred=30)
     assert connects == [port]
-    assert listing(spool) == {"cur": sorted(due_after(number, 1, NOW) for number in range(1, 31))}
+    down = Destinations(spool).get(f"[127.0.0.1]:{port}")
+    assert down is not None
+    # The first has been tried, and has it in writing; the others cost a rename each, to the time of the next probe.
+    assert listing(spool) == {"cur": [f"{down.until}.{queue_id(n)}" for n in range(1, 31)]}
+    entries = [read(spool, "cur", f"{down.until}.{queue_id(n)}") for n in range(1, 31)]
+    assert [len(entry.outcomes) for entry in entries] == [1] + [0] * 29
+    assert down == Down(
+        since=NOW,
+        failures=1,
+        counted=(NOW,),
+        until=down.until,
+        status="4.4.1",
+        reason=f"connect to [127.0.0.1]:{port}: Connection refused",
+        remote_mta=f"127.0.0.1[127.0.0.1]:{port}",
+        diagnostic="",
+        command="",
+        at=NOW,
+    )
+    assert NOW + 300 <= down.until <= NOW + 330
 
 
 def test_down_and_up_again_is_delivered_once(
@@ -1530,7 +1551,9 @@ def test_one_connection_for_many_messages_in_order_of_waiting(spool: str, log: L
     assert [message.sender for message in server.messages] == [
         b"%d@x.test" % number for number in range(1, 21)
     ]
-    assert progress == [(done, 20) for done in range(21)]
+    assert progress[0][1] == 20
+    assert progress == sorted(progress)
+    assert progress[-1] == (20, 20)
 
 
 @pytest.mark.parametrize(
@@ -1914,6 +1937,7 @@ def test_two_flushers_deliver_each_message_once(spool: str, tmp_path: Path) -> N
     with ScriptedServer(answer) as server:
         config.write_text(
             f'[spool]\npath = "{spool}"\n[smarthost]\nhost = "127.0.0.1"\nport = {server.port}\ntls = "none"\n'
+            "[delivery]\nconnections = 1\n"
         )
         command = [sys.executable, "-I", ROOT / "minisend/__main__.py", "minisend", "-C", config]
         flushers = [

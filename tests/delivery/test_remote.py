@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from itertools import chain
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import trustme
@@ -20,8 +21,8 @@ from delivery.scripted import (
 )
 from peers.process import free_port
 
-from minisend.config import Config, Delivery, Smarthost, Spool
-from minisend.delivery import policy, remote
+from minisend.config import Config, Smarthost, Spool
+from minisend.delivery import mx, policy, remote
 from minisend.delivery.policy import LOCAL, MESSAGE, RECIPIENT, SITE, Verdict
 from minisend.delivery.remote import Content, Remote
 from minisend.delivery.route import ERROR, MX, SMARTHOST, NextHop
@@ -108,8 +109,35 @@ def relayed(server: ScriptedServer, recipient: int) -> Verdict:
     )
 
 
+class Remotes:
+    """A Remote for each next hop."""
+
+    def __init__(self, config: Config, **options: Any) -> None:
+        self._config = config
+        self._resolver = mx.Resolver(mx.dns_query(config.dns))
+        self._options = options
+        self._all: dict[NextHop, Remote] = {}
+
+    def __enter__(self) -> "Remotes":
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        for each in self._all.values():
+            each.__exit__(*exc_info)
+
+    def to(self, hop: NextHop) -> Remote:
+        if hop not in self._all:
+            self._all[hop] = Remote(hop, self._config, self._resolver, **self._options)
+        return self._all[hop]
+
+    def attempt(
+        self, hop: NextHop, sender: bytes, recipients: dict[int, bytes], content: Content
+    ) -> Iterator[list[Verdict]]:
+        return self.to(hop).attempt(sender, recipients, content)
+
+
 def attempt(
-    sending: Remote, hop: NextHop, sender: bytes, recipients: dict[int, bytes], content: Content
+    sending: Remotes, hop: NextHop, sender: bytes, recipients: dict[int, bytes], content: Content
 ) -> list[Verdict]:
     """Every verdict of an attempt, in the order of the recipients; in which parts they come is asserted where it matters."""
     parts = list(sending.attempt(hop, sender, recipients, content))
@@ -129,7 +157,7 @@ def shape(verdicts: list[Verdict]) -> list[tuple[int, str, str, str]]:
 
 def test_each_recipient_has_a_verdict_of_its_own() -> None:
     answer = replies({b"RCPT TO:<bob@": b"550 5.1.1 no bob", b"RCPT TO:<carl@": b"450 4.2.1 later"})
-    with ScriptedServer(answer) as server, Remote(configuration(server.port)) as sending:
+    with ScriptedServer(answer) as server, Remotes(configuration(server.port)) as sending:
         verdicts = attempt(sending, HOP, b"me@here.test", {0: ANN, 3: BOB, 7: CARL}, CONTENT)
     assert verdicts == [
         relayed(server, 0),
@@ -151,7 +179,7 @@ def test_each_recipient_has_a_verdict_of_its_own() -> None:
 
 
 def test_one_connection_for_many_messages() -> None:
-    with ScriptedServer() as server, Remote(configuration(server.port)) as sending:
+    with ScriptedServer() as server, Remotes(configuration(server.port)) as sending:
         for number in range(20):
             assert attempt(sending, HOP, b"", {number: ANN}, CONTENT) == [relayed(server, number)]
     (session,) = server.sessions
@@ -168,7 +196,7 @@ def test_one_connection_for_many_messages() -> None:
 )
 def test_a_session_that_the_server_gave_up_is_replaced(goodbye: bytes) -> None:
     answer = replies({b"MAIL FROM:<2@": [goodbye]})
-    with ScriptedServer(answer) as server, Remote(configuration(server.port)) as sending:
+    with ScriptedServer(answer) as server, Remotes(configuration(server.port)) as sending:
         for number in (1, 2, 3):
             assert attempt(sending, HOP, b"%d@x.test" % number, {0: ANN}, CONTENT) == [
                 relayed(server, 0)
@@ -182,7 +210,7 @@ def test_a_session_that_the_server_gave_up_is_replaced(goodbye: bytes) -> None:
 
 
 def test_a_session_that_was_closed_while_it_waited_is_replaced() -> None:
-    with ScriptedServer() as server, Remote(configuration(server.port)) as sending:
+    with ScriptedServer() as server, Remotes(configuration(server.port)) as sending:
         assert attempt(sending, HOP, b"", {0: ANN}, CONTENT) == [relayed(server, 0)]
         server.disconnect()
         assert attempt(sending, HOP, b"", {0: ANN}, CONTENT) == [relayed(server, 0)]
@@ -193,7 +221,7 @@ def test_a_session_that_was_closed_while_it_waited_is_replaced() -> None:
 def test_a_kept_session_that_puts_off_is_not_asked_twice() -> None:
     """Its server has answered: a fresh connection to the same address would only be told the same."""
     answer = replies({b"RCPT TO:<bob@": b"450 4.2.1 later"})
-    with ScriptedServer(answer) as server, Remote(configuration(server.port)) as sending:
+    with ScriptedServer(answer) as server, Remotes(configuration(server.port)) as sending:
         attempt(sending, HOP, b"", {0: ANN}, CONTENT)
         verdicts = attempt(sending, HOP, b"", {0: BOB}, CONTENT)
     assert verdicts == [
@@ -201,34 +229,6 @@ def test_a_kept_session_that_puts_off_is_not_asked_twice() -> None:
     ]
     assert len(server.sessions) == 1
     assert server.sessions[0].commands.count(b"RCPT TO:<bob@x.test>") == 1
-
-
-def test_the_session_unused_for_longest_makes_room() -> None:
-    """As many next hops as are kept, and one more: the one used last is still open, the first is not."""
-    addresses = [f"127.0.0.{host}" for host in range(1, remote._KEPT_SESSIONS + 2)]
-    port = free_port(*addresses)
-    config = Config(
-        file=None,
-        spool=Spool("/nowhere"),
-        hostname="here.test",
-        delivery=Delivery(mx_port=port, tls="none"),
-    )
-    servers = [ScriptedServer(address=address, port=port) for address in addresses]
-    hops = [NextHop(MX, f"[{address}]", f"[{address}]") for address in addresses]
-    try:
-        with Remote(config) as sending:
-            for server, hop in zip(servers, hops, strict=True):
-                server.__enter__()
-                attempt(sending, hop, b"", {0: ANN}, CONTENT)
-            open_now = [b"QUIT" not in server.sessions[0].verbs() for server in servers]
-            assert open_now == [False, *[True] * remote._KEPT_SESSIONS]
-            attempt(sending, hops[-1], b"", {0: ANN}, CONTENT)
-            attempt(sending, hops[0], b"", {0: ANN}, CONTENT)
-    finally:
-        for server in servers:
-            server.__exit__()
-    assert [len(server.sessions) for server in servers] == [2, *[1] * remote._KEPT_SESSIONS]
-    assert {server.sessions[-1].verbs()[-1] for server in servers} == {b"QUIT"}
 
 
 # -- recipients that are too many
@@ -246,7 +246,7 @@ def test_too_many_recipients_take_several_transactions() -> None:
 
     room: list[int] = []
     recipients = {index: b"r%d@x.test" % index for index in range(5)}
-    with ScriptedServer(answer) as server, Remote(configuration(server.port)) as sending:
+    with ScriptedServer(answer) as server, Remotes(configuration(server.port)) as sending:
         assert attempt(sending, HOP, b"", recipients, CONTENT) == [
             relayed(server, index) for index in range(5)
         ]
@@ -276,7 +276,7 @@ def test_a_transaction_has_no_more_recipients_than_the_server_takes(
     recipients = {index: b"r%d@x.test" % index for index in range(250)}
     answer = replies({b"RCPT TO:<r1@": b"550 5.1.1 no", b"RCPT TO:<r249@": b"450 4.2.1 later"})
     with ScriptedServer(answer, keywords=(*KEYWORDS, *keywords)) as server:
-        with Remote(configuration(server.port)) as sending:
+        with Remotes(configuration(server.port)) as sending:
             verdicts = attempt(sending, HOP, b"", recipients, CONTENT)
     fates = {1: (1, FAILED, "5.1.1", RECIPIENT), 249: (249, DELAYED, "4.2.1", RECIPIENT)}
     assert shape(verdicts) == [
@@ -313,7 +313,7 @@ def test_each_recipient_keeps_its_request_in_whichever_transaction() -> None:
     for keywords, parameters in (((b"LIMITS RCPTMAX=2", b"DSN"), True), ((), False)):
         answer = replies({b"RCPT TO:<dan@": [b"452 4.5.3 too many recipients"]})
         with ScriptedServer(answer, keywords=(*KEYWORDS, *keywords)) as server:
-            with Remote(configuration(server.port)) as sending:
+            with Remotes(configuration(server.port)) as sending:
                 verdicts = attempt(sending, HOP, b"me@here.test", recipients, content)
         assert verdicts == [
             replace(relayed(server, index), reports=parameters) for index in recipients
@@ -331,7 +331,7 @@ def test_a_next_hop_that_is_an_error_fails_without_a_server(
     connects: list[tuple[str, int]],
 ) -> None:
     hop = NextHop(ERROR, "no account begins with a dash", status="5.1.1")
-    with Remote(configuration(25)) as sending:
+    with Remotes(configuration(25)) as sending:
         for _ in range(2):
             assert attempt(sending, hop, b"me@here.test", {4: b"-v@here.test"}, CONTENT) == [
                 Verdict(
@@ -348,7 +348,7 @@ def test_too_many_recipients_and_no_message_ends() -> None:
     answer = replies(
         {b"RCPT TO:<bob@": b"452 4.5.3 too many recipients", b"DATA": b"451 4.3.0 not now"}
     )
-    with ScriptedServer(answer) as server, Remote(configuration(server.port)) as sending:
+    with ScriptedServer(answer) as server, Remotes(configuration(server.port)) as sending:
         verdicts = attempt(sending, HOP, b"", {0: ANN, 1: BOB}, CONTENT)
     assert shape(verdicts) == [
         (0, DELAYED, "4.3.0", MESSAGE),
@@ -363,7 +363,7 @@ ONE_EACH = (*KEYWORDS, b"LIMITS RCPTMAX=1")
 def test_whom_a_transaction_settles_is_known_before_the_next_begins() -> None:
     answer = replies({b"RCPT TO:<bob@": b"450 4.2.1 later", b"RCPT TO:<carl@": b"550 5.1.1 no"})
     with ScriptedServer(answer, keywords=ONE_EACH) as server:
-        with Remote(configuration(server.port)) as sending:
+        with Remotes(configuration(server.port)) as sending:
             parts = sending.attempt(HOP, b"", {0: ANN, 1: BOB, 2: CARL}, CONTENT)
             assert server.sessions == []
             assert next(parts) == [relayed(server, 0)]
@@ -395,7 +395,7 @@ def test_a_session_that_ends_between_two_transactions_has_a_verdict_for_everybod
     """And the next message is tried: the next hop was reached."""
     answer = replies({b"MAIL": [b"250 2.1.0 ok", goodbye]})
     with ScriptedServer(answer, keywords=ONE_EACH) as server:
-        with Remote(configuration(server.port)) as sending:
+        with Remotes(configuration(server.port)) as sending:
             settled, waiting = sending.attempt(HOP, b"", {0: ANN, 1: BOB, 2: CARL}, CONTENT)
             assert attempt(sending, HOP, b"", {0: BOB}, CONTENT) == [relayed(server, 0)]
     mta = f"127.0.0.1[127.0.0.1]:{server.port}"
@@ -414,7 +414,7 @@ def test_a_kept_session_that_ends_between_two_transactions_is_replaced_for_the_o
     """As one that ends before the first: those whom it did not come to are asked for anew, and only they."""
     answer = replies({b"MAIL": [b"250 2.1.0 ok", b"250 2.1.0 ok", CLOSE]})
     with ScriptedServer(answer, keywords=ONE_EACH) as server:
-        with Remote(configuration(server.port)) as sending:
+        with Remotes(configuration(server.port)) as sending:
             attempt(sending, HOP, b"", {0: b"dan@x.test"}, CONTENT)
             recipients = {0: ANN, 1: BOB, 2: CARL}
             assert list(sending.attempt(HOP, b"", recipients, CONTENT)) == [
@@ -432,7 +432,7 @@ def test_a_kept_session_that_ends_between_two_transactions_is_replaced_for_the_o
 @pytest.mark.parametrize("kept", [False, True], ids=["a new session", "a kept session"])
 def test_a_421_to_one_recipient_is_no_reason_to_give_the_next_hop_up(kept: bool) -> None:
     answer = replies({b"RCPT TO:<bob@": b"421 4.3.2 closing"})
-    with ScriptedServer(answer) as server, Remote(configuration(server.port)) as sending:
+    with ScriptedServer(answer) as server, Remotes(configuration(server.port)) as sending:
         if kept:
             attempt(sending, HOP, b"", {0: ANN}, CONTENT)
         assert attempt(sending, HOP, b"", {3: BOB}, CONTENT) == [
@@ -447,7 +447,7 @@ def test_a_421_to_one_recipient_is_no_reason_to_give_the_next_hop_up(kept: bool)
 def test_an_attempt_that_is_given_up_closes_its_session() -> None:
     """As when what it came to so far cannot be recorded."""
     with ScriptedServer(keywords=ONE_EACH) as server:
-        with Remote(configuration(server.port)) as sending:
+        with Remotes(configuration(server.port)) as sending:
             parts = sending.attempt(HOP, b"", {0: ANN, 1: BOB}, CONTENT)
             assert next(parts) == [relayed(server, 0)]
             parts.close()
@@ -461,34 +461,34 @@ def test_an_attempt_that_is_given_up_closes_its_session() -> None:
 # -- servers that are down
 
 
-def test_a_next_hop_that_is_down_is_asked_once(connects: list[tuple[str, int]]) -> None:
+def test_a_next_hop_that_is_down_is_known_as_such(connects: list[tuple[str, int]]) -> None:
     port = free_port("127.0.0.1")
     mta = f"127.0.0.1[127.0.0.1]:{port}"
-    with Remote(configuration(port)) as sending:
-        for number in range(100):
-            recipients = {number: ANN, number + 1: BOB}
-            assert attempt(sending, HOP, b"", recipients, CONTENT) == [
-                Verdict(
-                    Outcome(
-                        index,
-                        DELAYED,
-                        "4.4.1",
-                        f"connect to [127.0.0.1]:{port}: Connection refused",
-                        remote_mta=mta,
-                        at=NOW,
-                    ),
-                    policy.NEXT,
-                    SITE,
-                )
-                for index in recipients
-            ]
+    with Remotes(configuration(port)) as sending:
+        verdicts = attempt(sending, HOP, b"", {0: ANN, 1: BOB}, CONTENT)
+        assert verdicts == [
+            Verdict(
+                Outcome(
+                    index,
+                    DELAYED,
+                    "4.4.1",
+                    f"connect to [127.0.0.1]:{port}: Connection refused",
+                    remote_mta=mta,
+                    at=NOW,
+                ),
+                policy.NEXT,
+                SITE,
+            )
+            for index in (0, 1)
+        ]
+        assert sending.to(HOP).unreachable == verdicts[0]
     assert connects == [("127.0.0.1", port)]
 
 
 def test_the_next_host_is_asked_when_one_is_down() -> None:
     port = free_port("127.0.0.1", "127.0.0.2")
     with ScriptedServer(port=port) as server:
-        with Remote(configuration(port, "127.0.0.2", "127.0.0.1")) as sending:
+        with Remotes(configuration(port, "127.0.0.2", "127.0.0.1")) as sending:
             assert attempt(sending, HOP, b"", {0: ANN}, CONTENT) == [relayed(server, 0)]
 
 
@@ -500,7 +500,7 @@ def test_only_the_recipients_that_wait_are_taken_to_the_next_host() -> None:
         port=port,
     )
     with first, ScriptedServer(port=port) as second:
-        with Remote(configuration(port, "127.0.0.2", "127.0.0.1")) as sending:
+        with Remotes(configuration(port, "127.0.0.2", "127.0.0.1")) as sending:
             verdicts = attempt(sending, HOP, b"", {0: ANN, 1: BOB, 2: CARL}, CONTENT)
             assert attempt(sending, HOP, b"", {0: CARL}, CONTENT)[0].outcome.remote_mta == (
                 f"127.0.0.2[127.0.0.2]:{port}"
@@ -523,7 +523,7 @@ def test_a_message_that_was_perhaps_taken_goes_to_no_other_host() -> None:
     port = free_port("127.0.0.1", "127.0.0.2")
     first = ScriptedServer(replies({END_OF_DATA: CLOSE}), address="127.0.0.2", port=port)
     with first, ScriptedServer(port=port) as second:
-        with Remote(configuration(port, "127.0.0.2", "127.0.0.1")) as sending:
+        with Remotes(configuration(port, "127.0.0.2", "127.0.0.1")) as sending:
             verdicts = attempt(sending, HOP, b"", {0: ANN}, CONTENT)
             assert shape(verdicts) == [(0, DELAYED, "4.4.2", MESSAGE)]
             # It says nothing about the next hop: the next message is tried.
@@ -534,30 +534,28 @@ def test_a_message_that_was_perhaps_taken_goes_to_no_other_host() -> None:
 
 def test_a_refusal_of_one_message_does_not_stop_the_others() -> None:
     answer = replies({b"MAIL FROM:<spam@": b"451 4.7.1 not you"})
-    with ScriptedServer(answer) as server, Remote(configuration(server.port)) as sending:
+    with ScriptedServer(answer) as server, Remotes(configuration(server.port)) as sending:
         assert shape(attempt(sending, HOP, b"spam@x.test", {0: ANN}, CONTENT)) == [
             (0, DELAYED, "4.7.1", MESSAGE)
         ]
         assert attempt(sending, HOP, b"ham@x.test", {0: ANN}, CONTENT) == [relayed(server, 0)]
 
 
-def test_a_greeting_that_refuses_stops_the_run() -> None:
+def test_a_greeting_that_refuses_is_one_that_lets_nobody_in() -> None:
     answer = replies({CONNECT: b"554 5.7.1 go away"})
-    with ScriptedServer(answer) as server, Remote(configuration(server.port)) as sending:
+    with ScriptedServer(answer) as server, Remotes(configuration(server.port)) as sending:
         first = attempt(sending, HOP, b"", {0: ANN}, CONTENT)
         assert shape(first) == [(0, DELAYED, "4.7.1", SITE)]
-        assert attempt(sending, HOP, b"", {0: BOB}, CONTENT) == first
+        assert sending.to(HOP).unreachable == first[0]
     assert len(server.sessions) == 1
 
 
 def test_a_fault_of_this_machine_is_not_the_servers(connects: list[tuple[str, int]]) -> None:
     """A TCP connection to the broadcast address is ENETUNREACH on Linux, before any packet."""
-    with Remote(configuration(25, "255.255.255.255")) as sending:
-        assert shape(attempt(sending, HOP, b"", {0: ANN}, CONTENT)) == [
-            (0, DELAYED, "4.4.1", LOCAL)
-        ]
-        (verdict,) = attempt(sending, HOP, b"", {1: BOB}, CONTENT)
-    assert verdict.outcome.recipient == 1
+    with Remotes(configuration(25, "255.255.255.255")) as sending:
+        (verdict,) = attempt(sending, HOP, b"", {0: ANN}, CONTENT)
+        assert shape([verdict]) == [(0, DELAYED, "4.4.1", LOCAL)]
+        assert sending.to(HOP).unreachable == verdict
     assert verdict.outcome.reason == "connect to [255.255.255.255]:25: Network is unreachable"
     assert connects == [("255.255.255.255", 25)]
 
@@ -565,7 +563,7 @@ def test_a_fault_of_this_machine_is_not_the_servers(connects: list[tuple[str, in
 def test_a_domain_that_does_not_exist_is_no_reason_to_stop() -> None:
     """What failed for good failed for this message; the hop of another domain is another."""
     config = Config(file=None, spool=Spool("/nowhere"), hostname="here.test")
-    with Remote(config) as sending:
+    with Remotes(config) as sending:
         hop = NextHop(MX, "[999.1.1.1]", "[999.1.1.1]")
         for index in (0, 1):
             assert shape(attempt(sending, hop, b"", {index: ANN}, CONTENT)) == [
@@ -585,7 +583,7 @@ def test_every_transaction_reads_the_message_anew() -> None:
 
     content = Content(octets, size=14, eight_bit=True)
     answer = replies({b"RCPT TO:<bob@": [b"452 4.5.3 too many"]})
-    with ScriptedServer(answer) as server, Remote(configuration(server.port)) as sending:
+    with ScriptedServer(answer) as server, Remotes(configuration(server.port)) as sending:
         attempt(sending, HOP, b"", {0: ANN, 1: BOB}, content)
     assert [message.octets for message in server.messages] == [b"Subject: x\r\n\r\n"] * 2
     assert len(read) == 2
@@ -597,7 +595,7 @@ def test_a_message_that_cannot_be_read_to_its_end_is_not_ended() -> None:
         yield b"Subject: x\n\n" + b"half a message\n" * 10_000
         raise OSError("bad sector")
 
-    with ScriptedServer() as server, Remote(configuration(server.port)) as sending:
+    with ScriptedServer() as server, Remotes(configuration(server.port)) as sending:
         attempt(sending, HOP, b"", {0: ANN}, CONTENT)
         with pytest.raises(OSError, match="bad sector"):
             attempt(sending, HOP, b"", {0: ANN}, Content(octets, size=9, eight_bit=False))
@@ -621,7 +619,7 @@ def test_a_message_that_cannot_be_read_a_second_time_is_not_taken_back_from_thos
     port = free_port("127.0.0.1", "127.0.0.2")
     first = ScriptedServer(replies({b"RCPT TO:<bob@": b"450 4.2.1 later"}), port=port)
     with first, ScriptedServer(address="127.0.0.2", port=port) as second:
-        with Remote(configuration(port, "127.0.0.1", "127.0.0.2")) as sending:
+        with Remotes(configuration(port, "127.0.0.1", "127.0.0.2")) as sending:
             content = Content(octets, size=25, eight_bit=False)
             parts = sending.attempt(HOP, b"", {0: ANN, 1: BOB}, content)
             assert next(parts) == [relayed(first, 0)]
@@ -654,14 +652,14 @@ def test_opportunistic_tls_is_used_whatever_the_certificate() -> None:
     server = ScriptedServer(
         keywords=(*KEYWORDS, b"STARTTLS"), context=server_context("someone-else.test")
     )
-    with server, Remote(configuration(server.port, tls="opportunistic")) as sending:
+    with server, Remotes(configuration(server.port, tls="opportunistic")) as sending:
         assert attempt(sending, HOP, b"", {0: ANN}, CONTENT) == [relayed(server, 0)]
     assert [session.tls for session in server.sessions] == [True]
 
 
 def test_opportunistic_tls_that_fails_is_done_without_on_a_new_connection() -> None:
     with ScriptedServer(keywords=(*KEYWORDS, b"STARTTLS")) as server:
-        with Remote(configuration(server.port, tls="opportunistic")) as sending:
+        with Remotes(configuration(server.port, tls="opportunistic")) as sending:
             assert attempt(sending, HOP, b"", {0: ANN}, CONTENT) == [relayed(server, 0)]
     assert [session.verbs() for session in server.sessions] == [
         [b"EHLO", b"STARTTLS"],
@@ -675,7 +673,7 @@ def test_a_password_does_not_go_where_tls_failed(tmp_path) -> None:
     secret.chmod(0o600)
     config = {"tls": "opportunistic", "username": "me", "password_file": str(secret)}
     with ScriptedServer(keywords=(*KEYWORDS, b"STARTTLS", b"AUTH PLAIN")) as server:
-        with Remote(configuration(server.port, **config)) as sending:
+        with Remotes(configuration(server.port, **config)) as sending:
             (verdict,) = attempt(sending, HOP, b"", {0: ANN}, CONTENT)
     assert verdict.outcome.reason == (
         f"host 127.0.0.1[127.0.0.1]:{server.port}: connection is not encrypted: password not sent (during AUTH)"
@@ -708,13 +706,13 @@ def test_required_tls_is_never_done_without(
 ) -> None:
     context = server_context(*names) if names else None
     with ScriptedServer(keywords=(*KEYWORDS, *keywords), context=context) as server:
-        with Remote(configuration(server.port, tls="starttls", tls_ca_file=ca_file)) as sending:
-            for index in (0, 1):
-                (verdict,) = attempt(sending, HOP, b"", {index: ANN}, CONTENT)
-                assert shape([verdict]) == [(index, DELAYED, verdict.outcome.status, SITE)]
-                assert verdict.outcome.reason == (
-                    f"host 127.0.0.1[127.0.0.1]:{server.port}: {reason} (during STARTTLS)"
-                )
+        with Remotes(configuration(server.port, tls="starttls", tls_ca_file=ca_file)) as sending:
+            verdict, *_ = attempt(sending, HOP, b"", {0: ANN, 1: BOB}, CONTENT)
+            assert shape([verdict]) == [(0, DELAYED, verdict.outcome.status, SITE)]
+            assert verdict.outcome.reason == (
+                f"host 127.0.0.1[127.0.0.1]:{server.port}: {reason} (during STARTTLS)"
+            )
+            assert sending.to(HOP).unreachable == verdict
     assert server.messages == []
     (session,) = server.sessions
     assert not set(session.verbs()) - {b"EHLO", b"STARTTLS", b"QUIT"}
@@ -733,7 +731,7 @@ def test_a_verified_certificate_and_a_password(ca_file: str, tmp_path) -> None:
         "username": "me",
         "password_file": str(secret),
     }
-    with server, Remote(configuration(server.port, **config)) as sending:
+    with server, Remotes(configuration(server.port, **config)) as sending:
         assert attempt(sending, HOP, b"", {0: ANN}, CONTENT) == [relayed(server, 0)]
     (session,) = server.sessions
     assert session.tls
@@ -745,8 +743,8 @@ def test_a_verified_certificate_and_a_password(ca_file: str, tmp_path) -> None:
     ]
 
 
-def test_a_wrong_password_is_tried_once_a_run(tmp_path) -> None:
-    """Repetition locks accounts."""
+def test_a_wrong_password_is_tried_once(tmp_path) -> None:
+    """Repetition locks accounts, and every host has the same."""
     secret = tmp_path / "secret"
     secret.write_text("wrong\n")
     secret.chmod(0o600)
@@ -755,21 +753,22 @@ def test_a_wrong_password_is_tried_once_a_run(tmp_path) -> None:
     first = ScriptedServer(answer, port=port, keywords=(*KEYWORDS, b"AUTH PLAIN"))
     second = ScriptedServer(address="127.0.0.2", port=port, keywords=(*KEYWORDS, b"AUTH PLAIN"))
     config = configuration(port, "127.0.0.1", "127.0.0.2", username="me", password_file=str(secret))
-    with first, second, Remote(config) as sending:
-        for index in range(10):
-            assert attempt(sending, HOP, b"", {index: ANN}, CONTENT) == [
-                verdict(
-                    first,
-                    index,
-                    DELAYED,
-                    "4.7.8",
-                    "535 5.7.8 bad credentials",
-                    "AUTH",
-                    policy.STOP,
-                    SITE,
-                    said="refused user name or password, check both in [smarthost]",
-                )
-            ]
+    with first, second, Remotes(config) as sending:
+        verdicts = attempt(sending, HOP, b"", {0: ANN}, CONTENT)
+        assert verdicts == [
+            verdict(
+                first,
+                0,
+                DELAYED,
+                "4.7.8",
+                "535 5.7.8 bad credentials",
+                "AUTH",
+                policy.STOP,
+                SITE,
+                said="refused user name or password, check both in [smarthost]",
+            )
+        ]
+        assert sending.to(HOP).unreachable == verdicts[0]
     assert [session.verbs() for session in first.sessions] == [[b"EHLO", b"AUTH", b"QUIT"]]
     assert second.sessions == []
 
@@ -796,7 +795,7 @@ def test_a_password_file_of_no_use_is_named_and_nobody_is_asked(tmp_path, mode, 
         os.chmod(secret, mode)
     with ScriptedServer() as server:
         config = configuration(server.port, username="me", password_file=str(secret))
-        with Remote(config) as sending:
+        with Remotes(config) as sending:
             for index in (0, 1):
                 (verdict,) = attempt(sending, HOP, b"", {index: ANN}, CONTENT)
                 assert shape([verdict]) == [(index, DELAYED, "4.3.5", LOCAL)]
@@ -808,7 +807,7 @@ def test_a_password_file_of_no_use_is_named_and_nobody_is_asked(tmp_path, mode, 
 def test_a_dialogue_can_be_traced() -> None:
     lines: list[str] = []
     with ScriptedServer() as server:
-        with Remote(configuration(server.port), trace=lines.append) as sending:
+        with Remotes(configuration(server.port), trace=lines.append) as sending:
             attempt(sending, HOP, b"", {0: ANN}, CONTENT)
     assert lines == [
         f"-- connecting to 127.0.0.1[127.0.0.1]:{server.port}",

@@ -53,6 +53,16 @@ def test_without_username_or_with_auth_none_nothing_is_read() -> None:
     assert credentials(smarthost(auth="none", password_file="/nowhere"), {}, EUID) is None
 
 
+def test_with_external_there_is_a_name_and_no_secret() -> None:
+    for host, username in (
+        (Smarthost(("a",), auth="external"), b""),
+        (smarthost(auth="external"), b"ann"),
+    ):
+        found = credentials(host, {}, EUID)
+        assert found is not None
+        assert (found.username, found.password, found.token) == (username, b"", b"")
+
+
 @pytest.mark.parametrize(
     ("content", "expected"),
     [
@@ -95,6 +105,37 @@ def test_unusable_content(secret: Path, content: bytes, why: str) -> None:
         refusal(smarthost(password_file=str(secret)))
         == f"[smarthost] password_file: {secret}: {why}"
     )
+
+
+@pytest.mark.parametrize("auth", ["xoauth2", "oauthbearer"])
+def test_an_access_token_in_place_of_a_password(secret: Path, auth: str) -> None:
+    secret.write_bytes(b"ya29.s3cret\n")
+    host = smarthost(auth=auth, password_file=str(secret))
+    found = credentials(host, {}, EUID)
+    assert found is not None
+    assert (found.username, found.password, found.token) == (b"ann", b"", b"ya29.s3cret")
+    assert "s3cret" not in repr(found)
+    secret.write_bytes(SECRET)
+    assert refusal(host) == (
+        f"[smarthost] password_file: {secret}: holds a space or what is not ASCII: expected an access token alone"
+    )
+
+
+def test_external_needs_no_secret() -> None:
+    for host, username in (
+        (smarthost(auth="external"), b"ann"),
+        (Smarthost(("a",), auth="external"), b""),
+    ):
+        found = credentials(host, {}, EUID)
+        assert found is not None
+        assert (found.username, found.password, found.token) == (username, b"", b"")
+
+
+def test_the_table_of_a_named_smarthost() -> None:
+    with pytest.raises(
+        ConfigError, match=r"^\[smarthosts\.work\] password_file: /nowhere: cannot be opened"
+    ):
+        credentials(smarthost(password_file="/nowhere"), {}, EUID, name="work")
 
 
 @pytest.mark.parametrize("mode", [0o600, 0o640, 0o400, 0o660])

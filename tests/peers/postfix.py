@@ -11,14 +11,13 @@ of its commands, and the pipe runs as ``nobody``.  Sources: postconf(5), master(
 
 import os
 import shutil
-import socket
 import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from peers.certificate import Certificate
-from peers.process import Server, free_port, wait_for
+from peers.process import Server, free_port, greets, wait_for
 from peers.unpacked import unavailable, unpacked
 
 OWNER = "daemon"
@@ -299,16 +298,7 @@ class Postfix(Server):
         )
 
     def answers(self) -> bool:
-        try:
-            with socket.create_connection((self.address, self.port), timeout=5) as session:
-                with session.makefile("rwb") as lines:
-                    greeting = lines.readline()
-                    lines.write(b"QUIT\r\n")
-                    lines.flush()
-                    lines.read()
-        except OSError:
-            return False
-        return greeting.startswith(b"220 ")
+        return greets(self.address, self.port)
 
     def log(self) -> str:
         """What it has said so far: the mail log, after what master said before there was one."""

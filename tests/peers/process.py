@@ -60,6 +60,20 @@ def free_port(*addresses: str) -> int:
     raise AssertionError(f"no port is free on {addresses}")
 
 
+def greets(address: str, port: int) -> bool:
+    """Whether an SMTP server there says that it serves; it is left in good order."""
+    try:
+        with socket.create_connection((address, port), timeout=5) as session:
+            with session.makefile("rwb") as lines:
+                greeting = lines.readline()
+                lines.write(b"QUIT\r\n")
+                lines.flush()
+                lines.read()
+    except OSError:
+        return False
+    return greeting.startswith(b"220 ")
+
+
 def group_members(group: int) -> list[int]:
     """The processes of a process group that still run (proc(5), stat: the state is field 3, the group field 5)."""
     members = []

@@ -108,7 +108,8 @@ def run(home: Path, command: list[str]) -> tuple[int, str]:
     done = subprocess.run(
         command, env=environment(home), cwd=home, capture_output=True, text=True, timeout=60
     )
-    assert done.stderr == ""
+    # Log lines where the machine has neither a journal nor /dev/log.
+    assert all(said.startswith("minisend: ") for said in done.stderr.splitlines())
     return done.returncode, done.stdout
 
 

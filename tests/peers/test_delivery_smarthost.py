@@ -215,9 +215,8 @@ def test_messages_of_all_shapes_arrive_octet_for_octet(
             different.append((name, way, arrived.message[:500]))
     assert different == []
     assert cases == {}
-    assert (
-        postfix.log().count("]: connect from ") == 2
-    )  # the first is the fixture's, to see that it answers
+    # The first is the fixture's, to see that it answers; the others are connections_per_host.
+    assert 2 <= postfix.log().count("]: connect from ") <= 1 + 20
     assert program.queue() == []
 
 

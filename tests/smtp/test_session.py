@@ -525,12 +525,14 @@ def test_a_refusal_that_quotes_the_password_is_shown_without(serve, session_to):
         (
             b"AUTH NTLM",
             True,
-            "no usable authentication mechanism: server offers NTLM, usable here is PLAIN LOGIN",
+            "no usable authentication mechanism: server offers NTLM, usable here is "
+            "SCRAM-SHA-256 SCRAM-SHA-1 CRAM-MD5 PLAIN LOGIN",
         ),
         (
             b"HELP",
             True,
-            "no usable authentication mechanism: server offers no authentication, usable here is PLAIN LOGIN",
+            "no usable authentication mechanism: server offers no authentication, usable here is "
+            "SCRAM-SHA-256 SCRAM-SHA-1 CRAM-MD5 PLAIN LOGIN",
         ),
     ],
 )

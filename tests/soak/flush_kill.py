@@ -111,15 +111,17 @@ class Storm:
         """Kind, and number of its kind, of each call of an undisturbed flush that is about the queue or a server."""
         result, trace = self._run("", 0)
         assert not result.reached
-        counts: Counter[str] = Counter()
+        # strace counts the calls of each thread by themselves; the first to come to a number is killed.
+        counts: Counter[tuple[str, str]] = Counter()
         found = []
         for line in trace:
-            kind = line.partition("(")[0].rpartition(" ")[2]
+            thread, _, call = line.partition(" ")
+            kind = call.strip().partition("(")[0]
             if kind in KINDS:
-                counts[kind] += 1
+                counts[thread, kind] += 1
                 if "/queue/" in line or "<TCP:" in line or "<socket:" in line:
-                    found.append((kind, counts[kind]))
-        return found
+                    found.append((kind, counts[thread, kind]))
+        return list(dict.fromkeys(found))
 
     def kill(self, kind: str, number: int) -> Result:
         """One round.  Fails unless the second flush leaves nothing."""
@@ -145,7 +147,9 @@ class Storm:
         this = Round(kind, number, str(self._count))
         directory = self._directory / this.name
         directory.mkdir()
-        program = Program(directory, f'[delivery]\nmx_port = {self._port}\ntls = "none"\n')
+        # One connection at a time, so that the calls of a run come in one order.
+        settings = f'[delivery]\nmx_port = {self._port}\ntls = "none"\nconnections = 1\n'
+        program = Program(directory, settings)
         for recipients in this.messages():
             program.sendmail("-f", this.sender, *recipients, stdin=MESSAGE)
         trace = directory / "trace"
@@ -159,7 +163,7 @@ class Storm:
             env={},
             check=False,
         )
-        lines = trace.read_text().splitlines()
+        lines = whole(trace.read_text().splitlines())
         # In the second flush everybody can be reached.
         program.configure(f'[smarthost]\nhost = "{FIRST}"\nport = {self._port}\ntls = "none"\n')
         program.flush("--all")
@@ -170,6 +174,21 @@ class Storm:
         assert left == [], (this, left)
         killed = any("killed by SIGKILL" in line for line in lines)
         return Result(this, killed, frozenset(in_flight(lines))), lines
+
+
+def whole(trace: list[str]) -> list[str]:
+    """The trace with each call that another thread's interrupted in one line, where it ended; never ended, it has none."""
+    begun: dict[str, str] = {}
+    lines = []
+    for line in trace:
+        thread = line.partition(" ")[0]
+        if line.endswith("<unfinished ...>"):
+            begun[thread] = line.removesuffix("<unfinished ...>")
+        elif "resumed>" in line:
+            lines.append(begun.pop(thread, "") + line.partition("resumed>")[2])
+        else:
+            lines.append(line)
+    return lines
 
 
 def in_flight(trace: list[str]) -> set[str]:

@@ -1,13 +1,24 @@
 """What minisend-spool(5) shows is what the program writes and reads."""
 
+import ast
 import pathlib
 import re
+
+import pytest
 
 from minisend.spool.place import STATES
 from minisend.spool.store import Place
 from spool.make import ID, claimed
 
-MANUAL = pathlib.Path(__file__).resolve().parents[2] / "man" / "minisend-spool.5"
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+MANUAL = ROOT / "man" / "minisend-spool.5"
+# What the queue promises whatever happens, as the manual calls it.
+RULES = (
+    *("exit 0 is on the disk", "another exit code leaves nothing", "states", "nothing lost"),
+    *("record, then act", "report, then remove", "one window", "grouped fsync"),
+    *("torn tail", "no room", "lost inode", "report twice", "clock stepped", "unknown version"),
+    *("new directory", "nobody to tell", "broken file"),
+)
 
 
 def test_the_example_is_a_message(queue):
@@ -26,3 +37,32 @@ def test_the_example_is_a_message(queue):
 def test_every_state_has_its_row():
     rows = re.findall(r"^\.It Pa queue/(\w+) Ta .+ Ta .+$", MANUAL.read_text(), re.MULTILINE)
     assert sorted(rows) == sorted(STATES)
+
+
+def named_tests() -> dict[str, list[str]]:
+    """What the section TESTS claims, each with the tests that it names."""
+    section = MANUAL.read_text().partition("\n.Sh TESTS\n")[2].partition("\n.Sh ")[0]
+    claims: dict[str, list[str]] = {}
+    for line in section.splitlines():
+        if line.startswith(".It Em "):
+            claims[line.removeprefix(".It Em ")] = []
+        elif line.startswith(".Dl "):
+            claims[list(claims)[-1]].append(line.removeprefix(".Dl "))
+    return claims
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_each_rule_names_its_tests(rule):
+    assert named_tests()[rule]
+
+
+def test_each_test_named_is_there():
+    named = {test for tests in named_tests().values() for test in tests}
+    assert len(named) > len(RULES)
+    for file in {test.partition("::")[0] for test in named}:
+        functions = {
+            f"{file}::{each.name}"
+            for each in ast.parse((ROOT / file).read_text()).body
+            if isinstance(each, ast.FunctionDef) and each.name.startswith("test_")
+        }
+        assert {test for test in named if test.startswith(f"{file}::")} <= functions

@@ -15,6 +15,7 @@ from minisend.spool.record import (
     OUTCOME_ROOM,
     SIZE_OFFSET,
     BrokenRecord,
+    Requeue,
     Trailer,
     UnknownVersion,
     escape,
@@ -23,10 +24,13 @@ from minisend.spool.record import (
     format_line,
     format_outcomes,
     format_ranges,
+    format_report,
+    format_requeue,
     format_size,
     format_trailer,
     head_crc,
     head_length,
+    is_about,
     parse_head,
     parse_ranges,
     parse_tail,
@@ -301,6 +305,42 @@ def test_tail_round_trip(given_outcomes, facts, attempt):
     )
 
 
+def test_a_requeue_in_full():
+    """What stands before it stays in the history, in its place."""
+    requeue = Requeue(1_700_000_009.5, [0, 1, 2, 4])
+    line = format_requeue(requeue)
+    assert line[:-10] == b"\nrequeue\t1700000009.500\t0-2,4"
+    tail = _tail(
+        format_outcomes(1, OUTCOMES[:1]),
+        format_report("failure 0"),
+        line,
+        format_outcomes(1, OUTCOMES[1:]),
+    )
+    parsed = parse_tail(tail, envelope(recipients=5))
+    assert parsed.history == [(1, OUTCOMES[0]), "failure 0", requeue, (1, OUTCOMES[1])]
+    assert parsed.outcomes == [(1, OUTCOMES[0]), (1, OUTCOMES[1])]
+    assert (parsed.length, parsed.torn) == (len(tail), False)
+
+
+@pytest.mark.parametrize(
+    ("note", "recipients", "about"),
+    [
+        ("failure 0-3,7", [7], True),
+        ("failure 0-3,7", [4, 5, 6], False),
+        ("failure 0-3,7", [], False),
+        ("delay 0", range(8), True),
+    ],
+)
+def test_whom_a_report_is_about(note, recipients, about):
+    assert is_about(note, recipients, 8) == about
+
+
+@pytest.mark.parametrize("note", ["failure", "failure x", "", "failure 8", "failure \udcff"])
+def test_a_report_about_nobody(note):
+    with pytest.raises(BrokenRecord):
+        is_about(note, [0], 8)
+
+
 def test_same_outcome_of_many_is_one_line():
     many = [Outcome(n, DELAYED, "4.4.1", "connection refused", at=1.0) for n in range(1000)]
     lines = format_outcomes(7, many)
@@ -459,6 +499,19 @@ def test_damage_to_the_end_mark():
         ],
         pytest.param(format_line(b"outcome\tx\t0\t0\tfailed\t5\t\t\t\tx"), id="no number"),
         pytest.param(format_line(b"facts\ta\tb\tc"), id="facts too few"),
+        *[
+            pytest.param(format_line(b"requeue\t" + what), id=f"requeue {what!r}")
+            for what in (
+                b"1",
+                b"1\t",
+                b"1\t7",
+                b"x\t0",
+                b"nan\t0",
+                b"-1\t0",
+                b"1e12\t0",
+                b"1\t0\t0",
+            )
+        ],
         pytest.param(format_line(b"facts\ta\tb\tc\t\\q"), id="broken escape"),
     ],
 )

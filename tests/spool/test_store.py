@@ -9,7 +9,13 @@ import pytest
 from minisend.envelope import DELAYED, DELIVERED, FAILED, Facts, Outcome
 from minisend.errors import SpoolError
 from minisend.spool import disk
-from minisend.spool.record import OUTCOME_ROOM, BrokenRecord, UnknownVersion, format_line
+from minisend.spool.record import (
+    OUTCOME_ROOM,
+    BrokenRecord,
+    Requeue,
+    UnknownVersion,
+    format_line,
+)
 from minisend.spool.store import NoRoom, Place, Queue
 from spool.make import ID, MESSAGE, RecordingQueue, claimed, envelope, listing, path, put
 from spool.seam import Seam, fail_at
@@ -198,6 +204,167 @@ def test_the_file_is_moved_between_open_and_lock(queue, monkeypatch, then):
 
 
 # -- records
+
+
+@pytest.fixture
+def failed(queue):
+    """In ``failed``: delivered, failed and told, waiting, never tried; after two attempts and a warning."""
+    place = put(queue, recipients=4)
+    with claimed(queue, place) as entry:
+        entry.keep_facts(FACTS)
+        entry.record([final(0), final(1, FAILED), delayed(2)], 1)
+        entry.note_reported("success 0")
+        entry.note_reported("delay 2")
+        entry.record([delayed(2, at=3.0)], 2)
+        entry.note_reported("failure 1")
+        entry.move_to("failed")
+    queue.sync()
+    return entry.place
+
+
+def standing(entry):
+    return (
+        entry.pending,
+        entry.failed,
+        entry.attempts,
+        entry.latest,
+        entry.reported,
+        entry.since,
+        entry.place.name,
+        entry.place.state,
+    )
+
+
+def test_requeued_from_failed(queue, failed):
+    """Whoever did not get it is tried again, with a lifetime, attempts and reports of their own."""
+    with claimed(queue, failed) as entry:
+        before = list(entry.history)
+        assert entry.since == 1_700_000_000.25
+        entry.requeue(1_700_100_000.5)
+        expected = (
+            [1, 2, 3],
+            [],
+            0,
+            {0: final(0)},
+            {"success 0"},
+            1_700_100_000.5,
+            f"0000000000.{ID}",
+            "cur",
+        )
+        assert standing(entry) == expected
+        assert entry.history == [*before, Requeue(1_700_100_000.5, [1, 2, 3])]
+        again = entry.place
+    with claimed(queue, again) as entry:
+        assert standing(entry) == expected
+        assert entry.facts == FACTS
+        assert queue.due(1_700_100_000.5, 60)[0].name == again.name
+        entry.record([final(1, FAILED), delayed(2), final(3)], 1)
+        entry.note_reported("failure 1")
+        assert (entry.attempts, entry.pending, entry.failed) == (1, [2], [1])
+    with claimed(queue, again) as entry:
+        assert (entry.attempts, entry.reported) == (1, {"success 0", "failure 1"})
+
+
+@pytest.mark.parametrize("state", ["cur", "hold"])
+def test_requeued_from_elsewhere(queue, failed, state):
+    """Who failed has failed: the report is on its way."""
+    with claimed(queue, failed) as entry:
+        entry.defer(5.0) if state == "cur" else entry.move_to(state)
+        entry.requeue(9.0)
+        expected = (
+            [2, 3],
+            [1],
+            0,
+            {0: final(0), 1: final(1, FAILED)},
+            {"success 0", "failure 1"},
+            9.0,
+            f"0000000000.{ID}",
+            "cur",
+        )
+        assert standing(entry) == expected
+    with claimed(queue, entry.place) as entry:
+        assert standing(entry) == expected
+        entry.requeue(10.0)
+        assert (entry.since, entry.history[-2:]) == (
+            10.0,
+            [Requeue(9.0, [2, 3]), Requeue(10.0, [2, 3])],
+        )
+
+
+def test_requeued_with_nobody_left_to_try(queue):
+    """It goes to whoever removes it; there is nothing to record."""
+    place = put(queue)
+    with claimed(queue, place) as entry:
+        entry.record([final(0)], 1)
+        entry.move_to("hold")
+        entry.requeue(9.0)
+        assert (entry.place.state, entry.since, entry.pending) == ("cur", 1_700_000_000.25, [])
+    assert b"requeue" not in contents(queue, entry.place)
+
+
+def test_a_requeue_is_durable_before_the_message_moves(queue, failed, monkeypatch):
+    with claimed(queue, failed) as entry:
+        seam = Seam()
+        monkeypatch.setattr(disk, "posix", seam)
+        entry.requeue(9.0)
+        changes = [call for call in seam.calls if call in ("pwrite", "fsync", "rename")]
+        assert changes == ["pwrite", "fsync", "rename"]
+
+
+def test_a_requeue_that_fails_leaves_the_message_where_it_was(queue, failed, monkeypatch):
+    """At whichever call; and it can be repeated."""
+    calls = 0
+    while True:
+        calls += 1
+        with claimed(queue, failed) as entry, monkeypatch.context() as patch:
+            seam = fail_at(calls, errno.ENOSPC)
+            patch.setattr(disk, "posix", seam)
+            try:
+                entry.requeue(9.0)
+            except (OSError, SpoolError):
+                assert entry.place is failed
+            else:
+                break
+    assert [call for call in seam.calls if call in ("pwrite", "fsync", "rename")] == [
+        "pwrite",
+        "fsync",
+        "rename",
+    ]
+    assert calls > 3
+    with claimed(queue, entry.place) as entry:
+        assert (entry.place.state, entry.since, entry.pending) == ("cur", 9.0, [1, 2, 3])
+
+
+def test_a_note_that_names_nobody_is_damage_once_it_matters(queue, failed):
+    with claimed(queue, failed) as entry:
+        entry.note_reported("something")
+        with pytest.raises(BrokenRecord, match="a report names no recipients"):
+            entry.requeue(9.0)
+
+
+# -- removal of files that are no messages
+
+
+def test_discard_takes_what_cannot_be_read(queue):
+    with open(f"{queue.spool}/queue/failed/{ID}", "wb") as file:
+        file.write(b"rubbish")
+    place = Place("failed", ID)
+    with open(path(queue, place), "rb") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        assert queue.discard(place) is False
+    assert listing(queue.spool) == {"failed": [ID]}
+    assert queue.discard(place) is True
+    assert listing(queue.spool) == {}
+    assert queue.discard(place) is False
+    assert queue.reported == []
+
+
+def test_a_broken_file_in_failed_stays_and_is_reported(queue):
+    with open(f"{queue.spool}/queue/failed/{ID}", "wb") as file:
+        file.write(b"rubbish")
+    assert queue.claim(Place("failed", ID)) is None
+    assert queue.reported == [(ID, "broken: it does not begin like a queue file")]
+    assert listing(queue.spool) == {"failed": [ID]}
 
 
 def test_what_is_recorded_is_read(queue):

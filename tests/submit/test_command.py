@@ -375,7 +375,9 @@ def _may_mount() -> bool:
 def test_a_full_disk(sendmail, tmp_path, options, before, size, words):
     mounted = tmp_path / "disk"
     mounted.mkdir()
-    sendmail.config.write_text(f'[spool]\npath = "{mounted}/spool"\n')
+    sendmail.config.write_text(
+        f'[spool]\npath = "{mounted}/spool"\nmin_free = 0\nmin_free_inodes = 0\n'
+    )
     done = subprocess.run(
         [
             *("unshare", "-m", "sh", "-c", _IN_NAMESPACE, "sh", options, str(mounted), before),

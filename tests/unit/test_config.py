@@ -1,25 +1,20 @@
-"""minisend.config: every key, every value, every place; minisend.log: the form of a line."""
+"""minisend.config: every key, every value, every place."""
 
-import io
 import os
 import pwd
 import shutil
 import subprocess
 import sys
-import syslog
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from minisend import config
 from minisend.config import KEYS, Config, SubmissionFacts, load, submission_facts
 from minisend.errors import ConfigError
-from minisend.log import Log, line
 
 MANUAL = Path(__file__).parents[2] / "man" / "minisend.toml.5"
 USER = 4711
@@ -78,6 +73,7 @@ def everything(found: Config) -> dict[str, object]:
         "smarthost": found.smarthost and values(found.smarthost),
         "delivery": values(found.delivery),
         "dns": values(found.dns),
+        "limits": values(found.limits),
     }
 
 
@@ -101,6 +97,8 @@ DEFAULTS: dict[str, object] = {
         "retry_min": 300,
         "retry_max": 14400,
         "max_message_size": 52428800,
+        "min_free": 16777216,
+        "min_free_inodes": 100,
         "sync": "group",
     },
     "submission": {"socket": "/run/minisend/submit.sock", "drop": "/var/spool/minisend/drop"},
@@ -112,6 +110,7 @@ DEFAULTS: dict[str, object] = {
         "connections": 100,
     },
     "dns": {"nameservers": (), "port": 53},
+    "limits": {"messages_per_uid": 0, "octets_per_uid": 0, "rate_per_uid": 0, "flood": 0},
 }
 SMARTHOST: dict[str, object] = {
     "hosts": ("a.example",),
@@ -126,6 +125,18 @@ SMARTHOST: dict[str, object] = {
     "credential": "",
     "secret_mode_check": True,
     "auth": "auto",
+    "oauth2_provider": "",
+    "oauth2_grant": "refresh",
+    "oauth2_client_id": "",
+    "oauth2_client_secret_file": "",
+    "oauth2_service_account_file": "",
+    "oauth2_tenant": "common",
+    "oauth2_scope": "",
+    "oauth2_token_endpoint": "",
+    "oauth2_device_endpoint": "",
+    "oauth2_auth_endpoint": "",
+    "oauth2_ca_file": "",
+    "oauth2_token_file": "",
 }
 
 
@@ -149,6 +160,8 @@ def test_every_key(machine: Path) -> None:
         retry_min = "90s"
         retry_max = "3m"
         max_message_size = 1000
+        min_free = "5M"
+        min_free_inodes = 6
         sync = "each"
         [submission]
         socket = false
@@ -172,6 +185,11 @@ def test_every_key(machine: Path) -> None:
         [dns]
         nameservers = ["127.0.0.1", "::1"]
         port = 5353
+        [limits]
+        messages_per_uid = 7
+        octets_per_uid = "8K"
+        rate_per_uid = 9
+        flood = 10
     """
     assert everything(loaded(machine, text)) == {
         "file": f"{machine}/c.toml",
@@ -185,6 +203,8 @@ def test_every_key(machine: Path) -> None:
             "retry_min": 90,
             "retry_max": 180,
             "max_message_size": 1000,
+            "min_free": 5242880,
+            "min_free_inodes": 6,
             "sync": "each",
         },
         "submission": {"socket": None, "drop": "/d"},
@@ -208,9 +228,22 @@ def test_every_key(machine: Path) -> None:
             "credential": "",
             "secret_mode_check": False,
             "auth": "plain",
+            "oauth2_provider": "",
+            "oauth2_grant": "refresh",
+            "oauth2_client_id": "",
+            "oauth2_client_secret_file": "",
+            "oauth2_service_account_file": "",
+            "oauth2_tenant": "common",
+            "oauth2_scope": "",
+            "oauth2_token_endpoint": "",
+            "oauth2_device_endpoint": "",
+            "oauth2_auth_endpoint": "",
+            "oauth2_ca_file": "",
+            "oauth2_token_file": "",
         },
         "delivery": {"mx_port": 26, "tls": "none", "connections_per_host": 1, "connections": 2},
         "dns": {"nameservers": ("127.0.0.1", "::1"), "port": 5353},
+        "limits": {"messages_per_uid": 7, "octets_per_uid": 8192, "rate_per_uid": 9, "flood": 10},
     }
 
 
@@ -224,6 +257,8 @@ def test_every_key(machine: Path) -> None:
         ('tls = "none"\nport = 587', {"tls": "none", "port": 587}),
         ('username = ""\npassword_file = ""\npassword_command = []', {}),
         ('auth = "none"\nusername = "u"', {"auth": "none", "username": "u"}),
+        ('auth = "external"', {"auth": "external"}),
+        ('auth = "external"\nusername = "u"', {"auth": "external", "username": "u"}),
         (
             'username = "u"\ncredential = "smtp"',
             {"username": "u", "credential": "smtp"},
@@ -243,6 +278,9 @@ def test_smarthost(machine: Path, given: str, changed: dict[str, object]) -> Non
         ("max_message_size", '"1024G"', 1 << 40),
         ("max_message_size", '"7"', 7),
         ("max_message_size", "1", 1),
+        ("min_free", "0", 0),
+        ("min_free", '"0"', 0),
+        ("min_free_inodes", "0", 0),
         ("lifetime", '"1s"', 1),
         ("lifetime", '"3650d"', 315360000),
         ("path", '"/ü b"', "/ü b"),
@@ -252,10 +290,52 @@ def test_forms(machine: Path, key: str, value: str, form: object) -> None:
     assert getattr(loaded(machine, f"[spool]\n{key} = {value}").spool, key) == form
 
 
+OAUTH2: dict[str, object] = {
+    "username": "u",
+    "oauth2_provider": "microsoft365",
+    "oauth2_grant": "client_credentials",
+    "oauth2_client_id": "c",
+    "oauth2_client_secret_file": "/s",
+    "oauth2_service_account_file": "/a",
+    "oauth2_tenant": "72f988bf-86f1-41af-91ab-2d7cd011db47",
+    "oauth2_scope": "x y",
+    "oauth2_token_endpoint": "https://t.example:8443/a/token?b=c",
+    "oauth2_device_endpoint": "http://127.0.0.1:80/",
+    "oauth2_auth_endpoint": "http://[::1]/",
+    "oauth2_ca_file": "/ca",
+    "oauth2_token_file": "/t",
+}
+
+
+@pytest.mark.parametrize("auth", ["auto", "xoauth2", "oauthbearer", "none"])
+def test_oauth2(machine: Path, auth: str) -> None:
+    keys = {"host": "a.example", **OAUTH2, "auth": auth}
+    text = "[smarthost]\n" + "".join(f'{key} = "{value}"\n' for key, value in keys.items())
+    found = loaded(machine, text).smarthost
+    assert found is not None
+    assert values(found) == {**SMARTHOST, **OAUTH2, "auth": auth}
+    assert found.uses_oauth2
+
+
+@pytest.mark.parametrize(
+    ("key", "used"),
+    [
+        ("oauth2_provider", True),
+        ("oauth2_token_endpoint", True),
+        ("username", False),
+        ("oauth2_client_id", False),
+    ],
+)
+def test_what_makes_it_oauth2(key: str, used: bool) -> None:
+    assert config.Smarthost(("a",), **{key: OAUTH2[key]}).uses_oauth2 is used
+
+
 DOMAIN = 'expected a domain name in ASCII, such as "host.example.org"'
 TIME = 'expected a time of at most 3650 days, such as "5d", "4h", "30m" or "90s"'
 SIZE = 'expected a size of at most 1024G, such as "50M", "512K" or a number of octets'
+SIZE_OR_0 = SIZE.replace("50M", "16M") + ", or 0"
 HOSTS = "expected a host name or IP address without a port, or a list of them"
+ENDPOINT = "expected an https URL without user name or fragment"
 PORT = "expected a whole number from 1 to 65535"
 COUNT = "expected a whole number from 1 to 1000000"
 STRINGS = 'expected a list of strings, such as ["/usr/bin/pass", "mail"]'
@@ -307,6 +387,18 @@ WRONG = [
     (
         "[spool]\nmax_message_size = 0x" + "f" * 50,
         f"2: [spool] max_message_size: {SIZE} (got a huge number)",
+    ),
+    ("[spool]\nmin_free = -1", f"2: [spool] min_free: {SIZE_OR_0} (got -1)"),
+    ('[spool]\nmin_free = ""', f"2: [spool] min_free: {SIZE_OR_0} (got '')"),
+    ("[spool]\nmin_free = false", f"2: [spool] min_free: {SIZE_OR_0} (got false)"),
+    (
+        "[spool]\nmin_free_inodes = 1000001",
+        "2: [spool] min_free_inodes: expected a whole number from 0 to 1000000 (got 1000001)",
+    ),
+    ("[limits]\nflood = -1", "2: [limits] flood: expected a whole number from 0 to 10000 (got -1)"),
+    (
+        "[limits]\nflood = 10001",
+        "2: [limits] flood: expected a whole number from 0 to 10000 (got 10001)",
     ),
     ('[spool]\nsync = "no"', '2: [spool] sync: expected "group" or "each" (got \'no\')'),
     ("spool = 1", "1: [spool]: expected a table (got 1)"),
@@ -431,9 +523,74 @@ WRONG = [
         '3: [smarthost] auth: expected username beside "login" (got nothing)',
     ),
     (
+        '[smarthost]\nhost = "a"\nauth = "scram-sha-256-plus"',
+        '3: [smarthost] auth: expected username beside "scram-sha-256-plus" (got nothing)',
+    ),
+    (
+        '[smarthost]\nhost = "a"\nusername = "u"\nauth = "external"\ncredential = "c"',
+        '4: [smarthost] auth: expected no credential beside "external"',
+    ),
+    (
         '[smarthost]\nhost = "a"\nusername = "u"',
         "3: [smarthost] username: expected password_file, password_command or credential "
         "beside it (got nothing)",
+    ),
+    *(
+        (
+            f'[smarthost]\noauth2_token_endpoint = "{url}"',
+            f"2: [smarthost] oauth2_token_endpoint: {ENDPOINT} (got {url!r})",
+        )
+        for url in (
+            "http://t.example/",
+            "t.example",
+            "https://",
+            "https://u:p@t.example/",
+            "https://t.example/#f",
+            "https://t.example/a b",
+            "https://t.example:x/",
+            "https://t.example:99999/",
+            "https://[::1/",
+            "https://tä.example/",
+            "ftp://127.0.0.1/",
+        )
+    ),
+    (
+        '[smarthost]\noauth2_client_secret_file = "hunter2"',
+        "2: [smarthost] oauth2_client_secret_file: expected an absolute path",
+    ),
+    (
+        '[smarthost]\nhost = "a"\noauth2_scope = "s"',
+        "3: [smarthost] oauth2_scope: expected oauth2_provider or oauth2_token_endpoint beside it (got nothing)",
+    ),
+    (
+        '[smarthost]\nhost = "a"\noauth2_provider = "google"',
+        "3: [smarthost] oauth2_provider: expected username beside it (got nothing)",
+    ),
+    (
+        '[smarthost]\nhost = "a"\nusername = "u"\noauth2_provider = "google"',
+        "4: [smarthost] oauth2_provider: expected oauth2_client_id beside it (got nothing)",
+    ),
+    (
+        '[smarthost]\nhost = "a"\nusername = "u"\noauth2_provider = "google"\noauth2_client_id = "c"\nauth = "plain"',
+        '6: [smarthost] auth: expected "auto", "xoauth2" or "oauthbearer" beside oauth2_provider (got \'plain\')',
+    ),
+    (
+        '[smarthost]\nhost = "a"\nusername = "u"\noauth2_provider = "google"\noauth2_client_id = "c"\npassword_file = "/p"',
+        "6: [smarthost] password_file: expected only one of this and oauth2_provider",
+    ),
+    (
+        '[smarthost]\nhost = "a"\nusername = "u"\noauth2_provider = "google"\noauth2_grant = "service_account"',
+        '5: [smarthost] oauth2_grant: expected oauth2_service_account_file beside "service_account" (got nothing)',
+    ),
+    (
+        '[smarthost]\nhost = "a"\nusername = "u"\noauth2_token_endpoint = "https://t.example/"\noauth2_client_id = "c"\n'
+        'oauth2_grant = "client_credentials"',
+        '6: [smarthost] oauth2_grant: expected oauth2_client_secret_file beside "client_credentials" (got nothing)',
+    ),
+    (
+        '[smarthost]\nhost = "a"\nusername = "u"\noauth2_provider = "microsoft365"\noauth2_client_id = "c"\n'
+        'oauth2_grant = "client_credentials"\noauth2_client_secret_file = "/s"',
+        '6: [smarthost] oauth2_grant: expected oauth2_tenant beside "client_credentials" (got nothing)',
     ),
     # not TOML
     ("a b", " not TOML: Expected '=' after a key in a key/value pair (at line 1, column 3)"),
@@ -461,6 +618,7 @@ def test_sections_have_the_keys_of_the_table() -> None:
         "smarthost": config.Smarthost(("a",)),
         "delivery": config.Delivery(),
         "dns": config.Dns(),
+        "limits": config.Limits(),
     }
     for table, section in sections.items():
         names = {row[1] for row in KEYS if row[0] == table}
@@ -797,6 +955,8 @@ def test_conf_d_is_merged_in_name_order(machine: Path) -> None:
         "file": str(main),
         "spool_path": "/ten",
         "max_message_size": 52428800,
+        "min_free": 16777216,
+        "min_free_inodes": 100,
         "sync": "each",
         "socket": "/run/minisend/submit.sock",
         "drop": "/var/spool/minisend/drop",
@@ -928,6 +1088,7 @@ def facts(found: SubmissionFacts) -> dict[str, object]:
     [
         "",
         '[spool]\npath = "/q"\nmax_message_size = "1M"\nsync = "each"\n',
+        '[spool]\nmin_free = "1G"\nmin_free_inodes = 0\n[limits]\nflood = 3',
         "[spool]\nmax_message_size = 7\n[submission]\nsocket = false\ndrop = false",
         '[submission]\nsocket = "/s"\ndrop = "/d"',
         'spool.path = "/q"\nspool.sync = "each"',
@@ -942,6 +1103,8 @@ def test_both_readers_agree(machine: Path, text: str) -> None:
         "file": found.file,
         "spool_path": found.spool.path,
         "max_message_size": found.spool.max_message_size,
+        "min_free": found.spool.min_free,
+        "min_free_inodes": found.spool.min_free_inodes,
         "sync": found.spool.sync,
         "socket": found.submission.socket,
         "drop": found.submission.drop,
@@ -971,6 +1134,8 @@ def test_a_mistake_elsewhere_does_not_stop_a_submission(machine: Path, elsewhere
     [
         '[spool]\npath = "q"',
         "[spool]\nmax_message_size = 0",
+        "[spool]\nmin_free = -1",
+        "[spool]\nmin_free_inodes = true",
         '[spool]\nsync = "x"',
         "[submission]\nsocket = true",
         '[submission]\ndrop = "d"',
@@ -1110,96 +1275,3 @@ def test_names_are_worked_out_once_and_when_asked_for(machine: Path) -> None:
     assert loaded(machine, 'hostname = "h.example"').mail_domain == "later.example"
     (machine / "etc/mailname").unlink()
     assert loaded(machine, 'hostname = "h.example"').mail_domain == "h.example"
-
-
-# -- log lines ---------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("value", "form"),
-    [
-        ("plain", "plain"),
-        (b"a@b.example", "a@b.example"),
-        ("é", "é"),
-        (5, "5"),
-        (1.5, "1.5"),
-        ("", '""'),
-        ("two words", '"two words"'),
-        ("a=b", '"a=b"'),
-        ('say "no"', r'"say \"no\""'),
-        ("back\\slash", r'"back\\slash"'),
-        ("a\nb\tc", r'"a\nb\tc"'),
-        ("\r\x00\x1b\x7f", r'"\x0d\x00\x1b\x7f"'),
-        (b"\xff\x80", r'"\xff\x80"'),
-        ("\x85\u2028", r'"\u0085\u2028"'),
-        ("\U000e0001", r'"\U000e0001"'),
-    ],
-)
-def test_log_values(value: str | bytes | float, form: str) -> None:
-    assert line("0123456789abcdef", to=value, n=1) == f"0123456789abcdef: to={form} n=1"
-
-
-def unquoted(form: str) -> bytes:
-    if form[0] != '"':
-        return form.encode()
-    octets, rest = b"", form[1:-1]
-    while rest:
-        char, rest = rest[0], rest[1:]
-        if char != "\\":
-            octets += char.encode()
-            continue
-        code, rest = rest[0], rest[1:]
-        width = {"x": 2, "u": 4, "U": 8}.get(code, 0)
-        number, rest = rest[:width], rest[width:]
-        if code == "x":
-            octets += bytes([int(number, 16)])
-        elif width:
-            octets += chr(int(number, 16)).encode()
-        else:
-            octets += {"n": b"\n", "t": b"\t"}.get(code, code.encode())
-    return octets
-
-
-@settings(max_examples=200, deadline=None)
-@given(st.binary() | st.text(st.characters(codec="utf-8")).map(str.encode))
-def test_log_values_are_one_line_and_lose_nothing(value: bytes) -> None:
-    form = line("q", v=value).removeprefix("q: v=")
-    assert form.isprintable()
-    assert form[0] == '"' or " " not in form
-    assert unquoted(form) == value
-
-
-def test_log_sinks(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    calls: list[tuple[object, ...]] = []
-    monkeypatch.setattr(syslog, "openlog", lambda *args: calls.append(("open", *args)))
-    monkeypatch.setattr(syslog, "syslog", lambda *args: calls.append(args))
-    log = Log(syslog=True, stderr=True)
-    assert calls == []
-    log.info(line("q", a="b c"))
-    log.warning("two\nlines %s")
-    log.error("bad")
-    assert calls == [
-        ("open", "minisend", syslog.LOG_PID, syslog.LOG_MAIL),
-        (syslog.LOG_INFO, 'q: a="b c"'),
-        (syslog.LOG_WARNING, "two\\nlines %s"),
-        (syslog.LOG_ERR, "bad"),
-    ]
-    assert capsys.readouterr().err == (
-        'minisend: q: a="b c"\nminisend: warning: two\\nlines %s\nminisend: error: bad\n'
-    )
-    calls.clear()
-    Log(syslog=False, stderr=True).info("x")
-    assert (calls, capsys.readouterr().err) == ([], "minisend: x\n")
-    Log(syslog=True, stderr=False).info("y")
-    assert (calls[1:], capsys.readouterr().err) == ([(syslog.LOG_INFO, "y")], "")
-
-
-def test_log_survives_a_stderr_that_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
-    closed = io.StringIO()
-    closed.close()
-    with open("/dev/full", "w") as full:
-        for stream in (None, closed, full):
-            monkeypatch.setattr(sys, "stderr", stream)
-            Log(syslog=False, stderr=True).error("x")
-        # What it could not write must not fail again when the file is closed.
-        os.dup2(os.open("/dev/null", os.O_WRONLY), full.fileno())

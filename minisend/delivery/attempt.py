@@ -1,0 +1,538 @@
+"""One attempt of one message: claim it, send it to each of its next hops, record what came of it, tell who is to be told, act on that.
+
+Knows no protocol (``delivery.remote``), no rule about failures (``delivery.policy``), times (``delivery.retry``) or
+reports (``delivery.bounce``), and nothing of who works beside it (``delivery.lanes``).  In this order: claim; for each
+next hop reserve room for the outcomes, send, record; when the last next hop is done with, queue the reports; then
+remove, defer or set aside.
+
+The one window in which a message can go out twice: the server has taken it (``end of data`` was answered, or sent and
+not answered) and this process or the machine stops before the record.  A single transaction that makes all recipients
+final has the unlink as its record.
+
+Several next hops of a message may be served at the same time, each by a thread of its own; what they do to the
+message's file, they do under the attempt's lock.  While nobody works at it the claim is given back: a message that
+waits for its turn at a slow server holds no descriptor.
+"""
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import NoReturn
+
+from minisend.address import qualify
+from minisend.config import Config
+from minisend.delivery import bounce, flood, mx, policy, retry
+from minisend.delivery.destination import Destinations, Down
+from minisend.delivery.outgoing import Outgoing
+from minisend.delivery.policy import Verdict
+from minisend.delivery.remote import MOST_RECIPIENTS, Content, Remote, Stopped
+from minisend.delivery.route import ERROR, NextHop, route
+from minisend.envelope import FAILED, Outcome
+from minisend.errors import MinisendError, SpoolError
+from minisend.log import Log, line
+from minisend.smtp.session import DsnRequest
+from minisend.spool.record import BrokenRecord
+from minisend.spool.store import Entry, NoRoom, Place, Queue
+
+# RFC 5321 section 6.3: a message that has been through more servers than this goes in circles.
+_MOST_HOPS = 100
+
+
+@dataclass(slots=True)
+class Summary:
+    """What a run came to, in messages.
+
+    ``failed``   of those that are done with, the ones that not every recipient got
+    ``skipped``  claimed by another process or gone meanwhile
+    ``broken``   set aside or left alone because the file could not be read as a message
+    ``stopped``  the run was asked to end before it was through
+    """
+
+    tried: int = 0
+    delivered: int = 0
+    deferred: int = 0
+    failed: int = 0
+    skipped: int = 0
+    broken: int = 0
+    stopped: bool = False
+
+    @property
+    def exit_code(self) -> int:
+        """75 when something tried stays, else 69 when something failed for good, else 0."""
+        if self.deferred or self.stopped:
+            return 75
+        return 69 if self.failed or self.broken else 0
+
+
+@dataclass(slots=True)
+class Run:
+    """What the attempts of one run share.
+
+    ``came_up``   takes the place of a report that was queued
+    ``deferred``  hears of each message that waits, and until when (seconds)
+    ``seen``      ids of the reports that the run has had in hand
+    ``lock``      for ``summary`` and ``seen``, which all threads change
+    """
+
+    config: Config
+    log: Log
+    queue: Queue
+    destinations: Destinations
+    resolver: mx.Resolver
+    flood: flood.Flood
+    summary: Summary
+    came_up: Callable[[Place], None] = lambda place: None
+    deferred: Callable[[Place], None] = lambda place: None
+    seen: set[str] = field(default_factory=set)
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def count(self, what: str) -> None:
+        """One more of ``what``, a field of ``Summary``."""
+        with self.lock:
+            setattr(self.summary, what, getattr(self.summary, what) + 1)
+
+
+class _NotRecorded(Exception):
+    """The disk did not take what an attempt came to: the message must not be attempted again unasked."""
+
+
+class Attempt:
+    """One message in the hands of a run.
+
+        hops = attempt.begin()          the next hops of those who wait; None when it is not ours to attempt
+        for hop in hops:                in any order, by any thread, each once
+            if attempt.enter(hop):
+                attempt.deliver(hop, remote)
+            attempt.leave(hop, down)    the last one to leave decides what becomes of the message
+
+    ``came_up``  a report that this run has queued itself
+    """
+
+    def __init__(self, run: Run, place: Place, *, came_up: bool = False) -> None:
+        self.place = place
+        self._run = run
+        self._came_up = came_up
+        self._lock = threading.RLock()
+        self._entry: Entry | None = None
+        self._at_work = 0
+        # next hop → index → qualified address, of those that are not done with
+        self._todo: dict[NextHop, dict[int, bytes]] = {}
+        self._number = 0
+        self._counts = False
+        # Nothing more is to be done with it in this run: it is gone, or must not be touched.
+        self._over = False
+        self._downs: list[Down] = []
+        # Somebody waits who was not put off by a destination that is down.
+        self._put_off = False
+
+    def begin(self, *, keep: bool = True) -> list[NextHop] | None:
+        """Claim the message, and say where it goes.  ``keep``: the claim, until somebody enters."""
+        with self._lock:
+            if not self._claim():
+                return None
+            entry = self._claimed()
+            run = self._run
+            with run.lock:
+                run.summary.tried += 1
+                if entry.envelope.uid < 0:
+                    run.seen.add(self.place.queue_id)
+            self._number = entry.attempts + 1
+            self._guarded(self._prepare)
+            hops = [] if self._over else list(self._todo)
+            if not hops:
+                self._end()
+            elif not keep:
+                self._close()
+            return hops
+
+    def enter(self, hop: NextHop) -> bool:
+        """Begin with one of its next hops; False when there is nothing to do for it any more."""
+        with self._lock:
+            if self._over or (self._entry is None and not self._claim()):
+                self._over = True
+                return False
+            waiting = set(self._claimed().pending)
+            self._todo[hop] = {i: a for i, a in self._todo[hop].items() if i in waiting}
+            self._at_work += 1
+            return bool(self._todo[hop])
+
+    def deliver(self, hop: NextHop, remote: Remote) -> None:
+        """Send it to those of this next hop, over ``remote``.  Never raises for what happens to the message."""
+        self._guarded(lambda: self._send(hop, dict(self._todo[hop]), remote))
+
+    def leave(self, hop: NextHop, down: Down | None = None) -> None:
+        """Done with this next hop.  ``down``: who still waits there waits for its next probe."""
+        with self._lock:
+            self._at_work = max(0, self._at_work - 1)
+            self._todo.pop(hop, None)
+            if down is not None:
+                self._downs.append(down)
+            if not self._todo and not self._at_work:
+                self._end()
+            elif not self._at_work:
+                self._close()
+
+    def give_up(self) -> None:
+        """The run ends: what has been recorded stands, and the rest is for another run."""
+        with self._lock:
+            self._over = True
+            if not self._at_work:
+                self._close()
+
+    # -- claim
+
+    def _claim(self) -> bool:
+        run = self._run
+        broken = run.summary.broken
+        entry = run.queue.claim(self.place)
+        if entry is None:
+            # A report from before a crash has been one of the selected itself, or waits for its own time.
+            if not self._came_up and run.summary.broken == broken:
+                run.count("skipped")
+            return False
+        self._entry = entry
+        return True
+
+    def _claimed(self) -> Entry:
+        entry = self._entry
+        if entry is None:
+            raise RuntimeError("the message is not claimed")
+        return entry
+
+    def _close(self) -> None:
+        if self._entry is not None:
+            self._entry.close()
+            self._entry = None
+
+    def _prepare(self) -> None:
+        entry = self._claimed()
+        if self._held_for_flood(entry):
+            return
+        if entry.outcomes:
+            # What a crash kept from being told; who is to be told after this attempt is found below.
+            self._tell(entry, resumed=True)
+        for index in entry.pending:
+            address = self._address(entry, index)
+            hop = route(address, self._run.config)
+            self._todo.setdefault(hop, {})[index] = address
+        for hop in [hop for hop in self._todo if hop.kind == ERROR]:
+            # Nobody is asked about those.
+            with Remote(hop, self._run.config, self._run.resolver) as nobody:
+                self._send(hop, self._todo.pop(hop), nobody)
+
+    def _held_for_flood(self, entry: Entry) -> bool:
+        run = self._run
+        held = flood.control(run.flood, run.queue, entry, run.config, time.time())
+        if held is None:
+            return False
+        self._over = True
+        run.count("deferred")
+        run.log.warning(
+            line(
+                entry.envelope.queue_id,
+                event="held",
+                reason="flood",
+                to=held.told,
+                report=held.notice,
+            )
+        )
+        if held.notice:
+            run.came_up(Place("new", held.notice))
+        return True
+
+    # -- what can go wrong with one message must not keep the others waiting
+
+    def _guarded(self, work: Callable[[], None]) -> None:
+        entry = self._claimed()
+        try:
+            work()
+        except BrokenRecord as exc:
+            self._over = True
+            self._run.queue.set_aside(entry, str(exc))
+        except _NotRecorded as exc:
+            self._stays(entry, "held", "4.3.0", str(exc))
+        except NoRoom as exc:
+            self._stays(entry, "postponed", "4.3.1", f"no room for outcomes: {exc}")
+        except OSError as exc:
+            # Nothing was delivered that is not recorded: the message is as safe as it was.
+            self._stays(entry, "postponed", "4.3.0", f"queue: {exc.strerror}")
+        except SpoolError as exc:
+            self._stays(entry, "postponed", "4.3.0", str(exc))
+        except Stopped:
+            self._over = True
+        except Exception as exc:  # noqa: BLE001 - a bug that one message meets
+            self._stays(entry, "postponed", "4.3.0", str(self._bug(entry, exc)))
+
+    def _stays(self, entry: Entry, event: str, status: str, reason: str) -> None:
+        self._over = True
+        self._run.count("deferred")
+        self._run.log.error(
+            line(entry.envelope.queue_id, event=event, status=status, reason=reason)
+        )
+
+    def _bug(self, entry: Entry, exc: Exception) -> MinisendError:
+        """What nobody has foreseen, logged with its traceback."""
+        import traceback
+
+        trace = "".join(traceback.format_exception(exc))
+        self._run.log.error(line(entry.envelope.queue_id, event="bug", trace=trace))
+        return MinisendError(f"internal error, please report it: {type(exc).__name__}: {exc}")
+
+    # -- one next hop
+
+    def _send(self, hop: NextHop, waiting: dict[int, bytes], remote: Remote) -> None:
+        """One attempt for each of ``waiting``, recorded as it goes."""
+        entry = self._claimed()
+        with self._lock:
+            room = self._reserve(entry, waiting, 0)
+        for verdicts in self._verdicts(entry, waiting, remote):
+            with self._lock:
+                # A fault of this machine says nothing about the server and does not advance the back-off.
+                self._counts |= any(verdict.scope != policy.LOCAL for verdict in verdicts)
+                for verdict in verdicts:
+                    self._log_outcome(entry, verdict.outcome)
+                    del waiting[verdict.outcome.recipient]
+                self._record(entry, verdicts)
+                room = self._reserve(entry, waiting, room - len(verdicts))
+        if remote.unreachable is None:
+            self._put_off |= any(
+                not o.final for o in map(entry.latest.get, self._todo.get(hop, ())) if o
+            )
+
+    def _verdicts(
+        self, entry: Entry, waiting: dict[int, bytes], remote: Remote
+    ) -> Iterator[list[Verdict]]:
+        """As they come; ``waiting`` is kept by the caller."""
+        try:
+            with self._lock:
+                outgoing = Outgoing(entry, self._run.config)
+                if entry.facts is None:
+                    # The first attempt decides what it needs of the configuration.
+                    entry.keep_facts(outgoing.facts)
+            sender = self._qualified(entry, entry.envelope.sender)
+            if outgoing.hops > _MOST_HOPS:
+                loop = f"too many hops ({outgoing.hops} Received fields): a mail loop"
+                yield [
+                    policy.judge(index, mx.Unroutable(loop, "5.4.6"), at=time.time())
+                    for index in waiting
+                ]
+                return
+            yield from remote.attempt(sender, waiting, _content(entry, outgoing))
+        except (BrokenRecord, OSError, Stopped):
+            raise
+        except Exception as exc:  # noqa: BLE001 - as any failure it waits longer each time
+            bug = self._bug(entry, exc)
+            yield [policy.judge(index, bug, at=time.time()) for index in waiting]
+
+    def _reserve(self, entry: Entry, waiting: dict[int, bytes], room: int) -> int:
+        """Room for the outcomes of the next transaction, where there is room for so many; for how many there is now."""
+        need = min(len(waiting), MOST_RECIPIENTS)
+        if need > room:
+            entry.reserve(need - room)
+            return need
+        return room
+
+    def _record(self, entry: Entry, verdicts: list[Verdict]) -> None:
+        """Write down what has come of it, before anything else is tried.
+
+        When everybody has it and nobody is to be told, it is removed instead, if that can be done.
+        """
+        outcomes = [verdict.outcome for verdict in verdicts]
+        latest = entry.latest | {outcome.recipient: outcome for outcome in outcomes}
+        done = (
+            len(latest) == len(entry.envelope.recipients)
+            and all(map(_is_delivered, latest.values()))
+            and not bounce.asks_for_success(entry.envelope)
+        )
+        if done and self._removed(entry):
+            self._delivered()
+            return
+        try:
+            # A laptop without network finds that out every few minutes: once is enough to know.
+            fresh = [v.outcome for v in verdicts if not _said_before(v, entry)]
+            if fresh:
+                entry.record(fresh, self._number if self._counts else entry.attempts)
+        except OSError as exc:
+            if any(map(_is_delivered, outcomes)):
+                _hold(entry, exc)
+            # An attempt in which nobody took the message may be made again.
+            raise
+        bounce.leave_success_to_next_hop(
+            entry, [v.outcome.recipient for v in verdicts if v.reports and _is_delivered(v.outcome)]
+        )
+        if done:
+            self._delivered()
+
+    def _delivered(self) -> None:
+        self._over = True
+        self._run.count("delivered")
+
+    def _removed(self, entry: Entry) -> bool:
+        """Remove a message that all its recipients have; False when its outcome must be written down instead."""
+        try:
+            entry.remove()
+        except OSError as exc:
+            reason = f"delivered, but its file cannot be removed: {exc.strerror}"
+            self._run.log.error(line(entry.envelope.queue_id, event="kept", reason=reason))
+            return False
+        return True
+
+    # -- the end
+
+    def _end(self) -> None:
+        """All next hops are done with: the message goes, waits or is set aside."""
+        try:
+            if not self._over:
+                if self._entry is None and not self._claim():
+                    return
+                self._guarded(self._decide)
+        finally:
+            self._close()
+
+    def _decide(self) -> None:
+        entry = self._claimed()
+        run = self._run
+        until = self._next_attempt(entry) if entry.pending else None
+        told = self._tell(entry, resumed=False)
+        if until is not None:
+            entry.defer(until)
+            run.count("deferred")
+            run.deferred(entry.place)
+        elif told:
+            failed = bool(entry.failed)
+            entry.remove()
+            run.count("failed" if failed else "delivered")
+        else:
+            # Kept until somebody has looked: nothing is dropped.
+            entry.move_to("failed")
+            run.count("failed")
+
+    def _next_attempt(self, entry: Entry) -> float | None:
+        """When those who wait are tried again; None when their time is over: they have failed now, as is recorded."""
+        now = time.time()
+        spool = self._run.config.spool
+        probes = max((down.attempts_since(entry.since) for down in self._downs), default=0)
+        until = retry.next_attempt(
+            entry.since,
+            max(entry.attempts, probes),
+            now,
+            lifetime=spool.lifetime,
+            retry_min=spool.retry_min,
+            retry_max=spool.retry_max,
+            jitter=retry.jitter(entry.envelope.queue_id, entry.attempts),
+        )
+        unheard = [index for index in entry.pending if index not in entry.latest]
+        outcomes: list[Outcome] = []
+        if until is None:
+            outcomes = [
+                policy.expired(entry.latest.get(index) or self._unheard(index), now)
+                for index in entry.pending
+            ]
+            for outcome in outcomes:
+                self._log_outcome(entry, outcome)
+        elif unheard and bounce.delay_due(entry, self._run.config, now):
+            # The sender is told why.
+            outcomes = [self._unheard(index) for index in unheard]
+        if outcomes:
+            entry.record(outcomes, entry.attempts)
+        if until is not None and self._downs:
+            probe = float(min(down.until for down in self._downs))
+            until = min(until, probe) if self._put_off else probe
+        return until
+
+    def _unheard(self, index: int) -> Outcome:
+        """What stands for a recipient that waited for a destination, and of whom no server was asked."""
+        return self._downs[-1].outcome(index)
+
+    def _tell(self, entry: Entry, *, resumed: bool) -> bool:
+        """Queue the reports that are due; False when there is a failure that can be told to nobody."""
+        now = time.time()
+        run = self._run
+        told = True
+        for report in bounce.reports(entry, run.config, now, resumed=resumed):
+            if not bounce.queue_report(
+                run.queue, entry, report, run.config, now, resumed=resumed, seen=run.seen
+            ):
+                told = False
+                continue
+            run.came_up(Place("new", report.queue_id))
+            run.log.info(
+                line(
+                    entry.envelope.queue_id,
+                    event=f"{report.event} report",
+                    to=report.to or b"",
+                    report=report.queue_id,
+                )
+            )
+        return told
+
+    def _address(self, entry: Entry, index: int) -> bytes:
+        return self._qualified(entry, entry.envelope.recipients[index].address)
+
+    def _qualified(self, entry: Entry, address: bytes) -> bytes:
+        return qualified(entry, address, self._run.config)
+
+    def _log_outcome(self, entry: Entry, outcome: Outcome) -> None:
+        addresses = {
+            "from": entry.envelope.sender,
+            "to": self._address(entry, outcome.recipient),
+        }
+        self._run.log.info(
+            line(
+                entry.envelope.queue_id,
+                **addresses,
+                relay=outcome.remote_mta or "none",
+                delay=f"{outcome.at - entry.envelope.arrived:.2f}",
+                dsn=outcome.status,
+                status=outcome.action,
+                reason=outcome.reason,
+            )
+        )
+
+
+def qualified(entry: Entry, address: bytes, config: Config) -> bytes:
+    """An address of the envelope with the domain that the first attempt used: the header has it, and a report will."""
+    return qualify(address, entry.facts.mail_domain if entry.facts else config.mail_domain.encode())
+
+
+def _is_delivered(outcome: Outcome) -> bool:
+    return outcome.final and outcome.action != FAILED
+
+
+def _said_before(verdict: Verdict, entry: Entry) -> bool:
+    """A fault of this machine that is already the last thing on record."""
+    earlier = entry.latest.get(verdict.outcome.recipient)
+    return (
+        verdict.scope == policy.LOCAL
+        and earlier is not None
+        and (earlier.action, earlier.reason) == (verdict.outcome.action, verdict.outcome.reason)
+    )
+
+
+def _hold(entry: Entry, why: OSError) -> NoReturn:
+    """What was delivered cannot be written down: make sure that it is not delivered again."""
+    # The claim lasts as long as this process: no other flusher may take the message before a person has looked.
+    entry.keep_claim()
+    text = f"delivered to some or all recipients, which cannot be recorded: {why.strerror}"
+    try:
+        entry.move_to("hold")
+    except (OSError, SpoolError) as exc:
+        text += f"; queue/hold: {exc}"
+    raise _NotRecorded(text) from why
+
+
+def _content(entry: Entry, outgoing: Outgoing) -> Content:
+    envelope = entry.envelope
+    return Content(
+        outgoing.octets,
+        size=outgoing.wire_size,
+        eight_bit=outgoing.eight_bit,
+        ret=envelope.ret,
+        envid=envelope.envid,
+        dsn={
+            index: DsnRequest(recipient.notify, recipient.original)
+            for index, recipient in enumerate(envelope.recipients)
+            if recipient.notify or recipient.original
+        },
+    )

@@ -1,0 +1,189 @@
+"""What is known of a next hop that cannot be reached: one status file per destination, beside the queue.
+
+A destination that is down is probed; the messages that wait for it are not attempted one by one.  They get the time of
+the next probe for their own, which costs each a rename, and this file says why for all of them.
+
+    <spool>/destinations/<next hop, quoted>      one JSON object, see ``Down``
+
+The file is advice: written without fsync, believed only while it can be read, and removed when the destination
+answers.  Without it a message is attempted as if nothing were known.
+
+    failure                                 back-off                      next probe
+    the site: refused, silent, no answer    doubles, retry_min to         as for a message (``delivery.retry``)
+    from the DNS, "not now" in greeting     retry_max
+    this machine: no network, no password   stays                         in retry_min
+
+Source: DESIGN section 4; Postfix's qmgr(8) ("dead" destinations).
+"""
+
+import hashlib
+import json
+import os
+from dataclasses import asdict, dataclass, fields
+from urllib.parse import quote
+
+from minisend.delivery import retry
+from minisend.envelope import DELAYED, Outcome
+
+# What is not to be quoted in a file name; a name that begins with a dot is none of ours.
+_PLAIN = "[]:,@+"
+_LONGEST_NAME = 200
+#: Seconds after a failure in which a process that goes on working probes for nobody.
+PROBE_PAUSE = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Down:
+    """A destination that could not be reached.  Times in seconds since the epoch.
+
+    ``since``     the first failure
+    ``failures``  how many counted, so how far the back-off is; those of this machine do not count
+    ``counted``   times of the last ``retry.LEAST_ATTEMPTS`` that counted, oldest first
+    ``until``     the next probe: whole seconds, as in the names of the messages that wait for it
+    ``status``, ``reason``, ``remote_mta``, ``diagnostic``, ``command``, ``at``  of the last one, as in ``Outcome``
+    """
+
+    since: float
+    failures: int
+    counted: tuple[float, ...]
+    until: int
+    status: str
+    reason: str
+    remote_mta: str
+    diagnostic: str
+    command: str
+    at: float
+
+    def outcome(self, recipient: int) -> Outcome:
+        """What a recipient who waits for this destination would have heard."""
+        return Outcome(
+            recipient,
+            DELAYED,
+            self.status,
+            self.reason,
+            remote_mta=self.remote_mta,
+            diagnostic=self.diagnostic,
+            command=self.command,
+            at=self.at,
+        )
+
+    def attempts_since(self, arrived: float) -> int:
+        """How often it was tried in vain for a message that arrived then; counted no further than it matters."""
+        return sum(at >= arrived for at in self.counted)
+
+
+def after_failure(
+    known: Down | None,
+    outcome: Outcome,
+    *,
+    local: bool,
+    name: str,
+    retry_min: float,
+    retry_max: float,
+) -> Down:
+    """What is known after one more failure.
+
+    ``local``  a fault of this machine
+    A probe before its time - for a new message, or because somebody asked for it - does not advance the back-off.
+    """
+    now = outcome.at
+    failures = known.failures if known else 0
+    counted = known.counted if known else ()
+    if not local:
+        counted = (*counted, now)[-retry.LEAST_ATTEMPTS :]
+    if local:
+        until = now + retry_min
+    elif known is not None and now < known.until <= now + retry_max and known.failures:
+        until = known.until
+    else:
+        failures += 1
+        until = retry.wait_after(
+            failures,
+            now,
+            retry_min=retry_min,
+            retry_max=retry_max,
+            jitter=retry.jitter(name, failures),
+        )
+    return Down(
+        since=known.since if known else now,
+        failures=failures,
+        counted=counted,
+        until=int(until),
+        status=outcome.status,
+        reason=outcome.reason,
+        remote_mta=outcome.remote_mta,
+        diagnostic=outcome.diagnostic,
+        command=outcome.command,
+        at=now,
+    )
+
+
+class Destinations:
+    """The status files of one spool.  Never raises for what it reads or cannot write."""
+
+    def __init__(self, spool: str) -> None:
+        self._directory = f"{spool}/destinations"
+
+    def get(self, name: str) -> Down | None:
+        """What is known of the next hop of this name (``NextHop.name``), None when nothing is wrong with it."""
+        try:
+            with open(self._path(name), "rb") as file:
+                return _parse(file.read(64 * 1024))
+        except OSError:
+            return None
+
+    def put(self, name: str, down: Down) -> None:
+        """Keep it for other processes and the next run."""
+        path = self._path(name)
+        # Of this process alone, whose threads do not write about one destination at the same time.
+        draft = f"{path}.{os.getpid()}"
+        octets = json.dumps({"destination": name, **asdict(down)}).encode("ascii")
+        try:
+            os.makedirs(self._directory, 0o700, exist_ok=True)
+            fd = os.open(
+                draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600
+            )
+            try:
+                os.write(fd, octets)
+            finally:
+                os.close(fd)
+            os.rename(draft, path)
+        except OSError:
+            pass  # the queue's own writes tell of a disk that takes nothing
+
+    def forget(self, name: str) -> None:
+        """It answers."""
+        try:
+            os.unlink(self._path(name))
+        except OSError:
+            pass
+
+    def sweep(self, before: float) -> None:
+        """Remove what no probe has touched since: nobody waits for it any more."""
+        try:
+            with os.scandir(self._directory) as found:
+                for each in found:
+                    if each.stat(follow_symlinks=False).st_mtime < before:
+                        os.unlink(each.path)
+        except OSError:
+            pass
+
+    def _path(self, name: str) -> str:
+        quoted = quote(name, safe=_PLAIN)
+        if len(quoted) > _LONGEST_NAME:
+            quoted = hashlib.blake2b(name.encode(), digest_size=16).hexdigest()
+        return f"{self._directory}/={quoted}"
+
+
+def _parse(octets: bytes) -> Down | None:
+    try:
+        values = json.loads(octets)
+        values["counted"] = tuple(map(float, values["counted"]))
+        down = Down(**{field.name: values[field.name] for field in fields(Down)})
+        texts = (down.status, down.reason, down.remote_mta, down.diagnostic, down.command)
+        numbers = (down.since, down.failures, down.until, down.at)
+    except (ValueError, TypeError, KeyError, RecursionError):
+        return None
+    if not all(isinstance(text, str) for text in texts) or not down.status.startswith("4."):
+        return None
+    return down if all(type(number) in (int, float) for number in numbers) else None
