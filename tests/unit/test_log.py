@@ -632,7 +632,7 @@ def test_a_flush_without_any_daemon(
         log.error(line("q", event="broken"))
         return engine.Summary(broken=1)
 
-    def background_flush(config: object, log: Log) -> int:
+    def background_flush(config: object, log: Log, stop: object) -> int:
         log.error(line("q", event="broken"))
         return 0
 
