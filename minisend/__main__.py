@@ -135,7 +135,7 @@ def _sendmail(arguments: list[str], config_file: str | None) -> int:
     if options.mode == "verify":
         from minisend.admin.verify import verify
 
-        return verify(options.words, config_file)
+        return verify(options.words, config_file, options.sender)
     if options.mode == "help":
         _print(table.USAGE)
     elif options.mode == "version":

@@ -34,7 +34,7 @@ from minisend.errors import ConfigError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator, Mapping
     from typing import Any
 
 SYSTEM_FILE = "/etc/minisend/config.toml"
@@ -60,9 +60,14 @@ KEYS: "tuple[tuple[str, str, str | tuple[str, ...], object, str], ...]" = (
     ("submission", "socket", "path or false", "/run/minisend/submit.sock", "The socket on which the service takes messages."),
     ("submission", "drop", "path or false", "/var/spool/minisend/drop", "The directory that takes messages while nobody listens on the socket."),
     ("smarthost", "host", "hosts", None, "The server that gets all mail, or a list of servers that are tried in order."),
+    ("smarthost", "srv", "domain", "", "A domain whose SRV records name the servers, in place of host."),
     ("smarthost", "port", "port", None, "The TCP port of the server."),
+    ("smarthost", "rate", "rate", None, "The most messages that the server is given in a time."),
     ("smarthost", "tls", ("starttls", "implicit", "opportunistic", "none"), "starttls", "How the connection is encrypted."),
     ("smarthost", "tls_ca_file", "path", "", "A PEM file of the authorities to trust in place of the system's."),
+    ("smarthost", "tls_fingerprint", "fingerprints", (), "The certificate or key that the server must show, or a list of them."),
+    ("smarthost", "tls_cert_file", "path", "", "A PEM file of the certificate to show to the server."),
+    ("smarthost", "tls_key_file", "path", "", "A PEM file of the private key of tls_cert_file."),
     ("smarthost", "tls_min_version", ("1.2", "1.3"), "1.2", "The oldest TLS version to accept."),
     ("smarthost", "tls_verify", "boolean", True, "Whether the server's certificate must hold."),
     ("smarthost", "username", "string", "", "The login name at the server."),
@@ -83,10 +88,14 @@ KEYS: "tuple[tuple[str, str, str | tuple[str, ...], object, str], ...]" = (
     ("smarthost", "oauth2_auth_endpoint", "endpoint", "", "The URL of the page on which a user logs in."),
     ("smarthost", "oauth2_ca_file", "path", "", "A PEM file of the authorities to trust for these URLs in place of the system's."),
     ("smarthost", "oauth2_token_file", "path", "", "Where the tokens are kept."),
+    ("route", "sender", "sender patterns", (), "Whose messages take this route."),
+    ("route", "recipient", "patterns", (), "To whom messages take this route."),
+    ("route", "via", "via", None, "Where these messages go."),
     ("delivery", "mx_port", "port", 25, "The TCP port of MX hosts."),
     ("delivery", "tls", ("none", "opportunistic"), "opportunistic", "How a connection to an MX host is encrypted."),
     ("delivery", "connections_per_host", "count", 20, "The most connections to one server at a time."),
     ("delivery", "connections", "count", 100, "The most connections in all."),
+    ("delivery", "source_address", "addresses", (), "The addresses of this machine that connections are made from."),
     ("dns", "nameservers", "addresses", (), "The addresses of the DNS servers to ask."),
     ("dns", "port", "port", 53, "The UDP and TCP port of the DNS servers."),
     ("limits", "messages_per_uid", "count or 0", 0, "The most messages of one user that may wait at a time."),
@@ -118,6 +127,13 @@ _LEAST_AND_MOST = {
     # delivery.flood remembers each of them.
     "repeats": (0, 10_000),
 }
+# Each message within the time has its place in delivery.rate's file.
+_MOST_IN_A_RATE = 100_000
+# The tables of KEYS of which there are several have names of their own in what is read: "smarthosts.NAME", "route 1".
+_NAMED = "smarthosts."
+_NUMBERED = "route "
+# Words that a route's via has for something else.
+_NOT_A_NAME = ("discard", "lmtp", "local", "mx", "smarthost", "smtp", "srv")
 _OCTETS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 _MAX_SIZE = 1 << 40
 # difflib's ratio from which a known name is suggested: "lifetme" has 0.93, "port" for mx_port 0.73.
@@ -171,7 +187,12 @@ class Submission:
 
 
 class Smarthost:
-    """[smarthost]: what is unset is "" or (); ``hosts`` are names or addresses without brackets."""
+    """[smarthost] and [smarthosts.NAME]: what is unset is "" or (); ``hosts`` are names or addresses without brackets.
+
+    ``srv``   a domain: then ``hosts`` is (), and ``port`` and ``tls`` are what the DNS says
+    ``rate``  messages, and the seconds within which there are no more of them; None without a limit
+    ``tls_fingerprint``  each "sha256:" or "spki-sha256:" and 64 hexadecimal digits in lower case
+    """
 
     __slots__ = (
         "auth",
@@ -192,17 +213,27 @@ class Smarthost:
         "password_command",
         "password_file",
         "port",
+        "rate",
         "secret_mode_check",
+        "srv",
         "tls",
         "tls_ca_file",
+        "tls_cert_file",
+        "tls_fingerprint",
+        "tls_key_file",
         "tls_min_version",
         "tls_verify",
         "username",
     )
     hosts: "tuple[str, ...]"
+    srv: str
     port: int
+    rate: "tuple[int, int] | None"
     tls: str
     tls_ca_file: str
+    tls_fingerprint: "tuple[str, ...]"
+    tls_cert_file: str
+    tls_key_file: str
     tls_min_version: str
     tls_verify: bool
     username: str
@@ -236,14 +267,43 @@ class Smarthost:
         return bool(self.oauth2_provider or self.oauth2_token_endpoint)
 
 
-class Delivery:
-    """[delivery]: ``tls`` is for MX hosts; the counts are limits."""
+class Route:
+    """[[route]]: for mail that both sides match.
 
-    __slots__ = ("connections", "connections_per_host", "mx_port", "tls")
+    ``sender``, ``recipient``  patterns, of which one must match; () matches all.  "<>" is the null reverse-path;
+                               else the domain follows the last "@", without one the whole is a domain
+    ``via``     "smarthost" | "mx" | "lmtp" | "smtp" | "discard"
+    ``name``    with "smarthost" that of the table, "" for [smarthost]
+    ``host``    with "lmtp" and "smtp" a name or an address, no brackets; "" with a ``path``
+    ``port``    0 without a host
+    ``path``    with "lmtp" the absolute path of a socket, "" with a ``host``
+    """
+
+    __slots__ = ("host", "name", "path", "port", "recipient", "sender", "via")
+
+    def __init__(
+        self,
+        via: "tuple[str, str, str, int, str]",
+        sender: "tuple[str, ...]" = (),
+        recipient: "tuple[str, ...]" = (),
+    ) -> None:
+        self.via, self.name, self.host, self.port, self.path = via
+        self.sender = sender
+        self.recipient = recipient
+
+
+class Delivery:
+    """[delivery]: ``tls`` is for MX hosts; the counts are limits.
+
+    ``source_address``  at most one of IPv4 and one of IPv6
+    """
+
+    __slots__ = ("connections", "connections_per_host", "mx_port", "source_address", "tls")
     mx_port: int
     tls: str
     connections_per_host: int
     connections: int
+    source_address: "tuple[str, ...]"
 
     def __init__(self, **values: "Any") -> None:
         _fill(self, "delivery", values)
@@ -279,6 +339,8 @@ class Config:
     ``file``       the main file as it was named, None when there is none
     ``admin``      an address, bare or qualified, "" when unset
     ``smarthost``  None: deliver to the recipients' MX hosts
+    ``smarthosts`` those of [smarthosts.NAME], by name
+    ``routes``     in the order of the file, those of conf.d after it; the first that matches counts
     """
 
     __slots__ = (
@@ -289,7 +351,9 @@ class Config:
         "dns",
         "file",
         "limits",
+        "routes",
         "smarthost",
+        "smarthosts",
         "spool",
         "submission",
     )
@@ -304,6 +368,8 @@ class Config:
         admin: str = "",
         submission: "Submission | None" = None,
         smarthost: "Smarthost | None" = None,
+        smarthosts: "Mapping[str, Smarthost] | None" = None,
+        routes: "tuple[Route, ...]" = (),
         delivery: "Delivery | None" = None,
         dns: "Dns | None" = None,
         limits: "Limits | None" = None,
@@ -315,9 +381,15 @@ class Config:
         self.spool = spool
         self.submission = submission or Submission()
         self.smarthost = smarthost
+        self.smarthosts = smarthosts or {}
+        self.routes = routes
         self.delivery = delivery or Delivery()
         self.dns = dns or Dns()
         self.limits = limits or Limits()
+
+    def named_smarthost(self, name: str) -> "Smarthost | None":
+        """That of [smarthosts.NAME], of [smarthost] for ""; None without such a table."""
+        return self.smarthosts.get(name) if name else self.smarthost
 
     @property
     def hostname(self) -> str:
@@ -381,24 +453,34 @@ def load(explicit: "str | None", environ: "Mapping[bytes, bytes]", uid: int, eui
     """
     main = None
     values: dict[str, dict[str, Any]] = {}
-    origin: dict[tuple[str, str], tuple[str, str]] = {}
+    origin: dict[tuple[str, str], tuple[str, str, str]] = {}
+    routes = 0
     for path, text in _files(explicit, environ, uid, euid):
         main = main or path
-        for table, names in _checked(path, text, _parse(path, text)).items():
+        for there, names in _checked(path, text, _parse(path, text)).items():
+            table = there
+            if there.startswith(_NUMBERED):
+                routes += 1
+                table = f"{_NUMBERED}{routes}"
             values.setdefault(table, {}).update(names)
-            origin[table, ""] = (path, text)
+            origin[table, ""] = (path, text, there)
             for name in names:
-                origin[table, name] = (path, text)
+                origin[table, name] = (path, text, there)
     _check_together(values, origin)
 
     spool = values.get("spool", {})
     spool_path = spool.pop("path", None) or _default_spool(environ, uid, euid)
-    smarthost = values.get("smarthost")
+    smarthosts = {
+        table: Smarthost(values[table].pop("host", ()), **values[table])
+        for table in _smarthost_tables(values)
+    }
     return Config(
         file=main,
         spool=Spool(spool_path, **spool),
         submission=Submission(**values.get("submission", {})),
-        smarthost=Smarthost(smarthost.pop("host"), **smarthost) if smarthost else None,
+        smarthost=smarthosts.pop("smarthost", None),
+        smarthosts={table[len(_NAMED) :]: found for table, found in smarthosts.items()},
+        routes=tuple(Route(**values[f"{_NUMBERED}{number + 1}"]) for number in range(routes)),
         delivery=Delivery(**values.get("delivery", {})),
         dns=Dns(**values.get("dns", {})),
         limits=Limits(**values.get("limits", {})),
@@ -532,11 +614,33 @@ def _in_form(kind: "str | tuple[str, ...]", value: "Any", default: object) -> "A
         hosts = value if isinstance(value, list) else [value]
         if hosts and all(isinstance(host, str) for host in hosts):
             return tuple(_host(host) for host in hosts)
+    elif kind in ("patterns", "sender patterns"):
+        patterns = [value] if isinstance(value, str) else value
+        if (
+            isinstance(patterns, (list, tuple))
+            and (patterns or not default)
+            and all(
+                isinstance(item, str)
+                and (_is_pattern(item) or (item == "<>" and kind == "sender patterns"))
+                for item in patterns
+            )
+        ):
+            return tuple(patterns)
+    elif kind == "fingerprints":
+        prints = [value] if isinstance(value, str) else value
+        if isinstance(prints, (list, tuple)) and all(isinstance(item, str) for item in prints):
+            return tuple(_fingerprint(item) for item in prints)
     elif isinstance(value, str) and _is_text(value):
         if kind == "duration":
             seconds = _number(value[:-1]) * _SECONDS.get(value[-1], 0)
             if 1 <= seconds <= _MAX_DURATION:
                 return seconds
+        elif kind == "rate":
+            messages, _, unit = value.partition("/")
+            if 1 <= _number(messages) <= _MOST_IN_A_RATE and unit in _SECONDS:
+                return (_number(messages), _SECONDS[unit])
+        elif kind == "via":
+            return _via(value)
         elif (
             kind == "string"
             or (kind in ("path", "path or false") and value[0] == "/")
@@ -546,6 +650,9 @@ def _in_form(kind: "str | tuple[str, ...]", value: "Any", default: object) -> "A
         ):
             return value
     raise ValueError
+
+
+_PATTERN = 'a pattern such as "*@shop.example", "user@shop.example" or "shop.example"'
 
 
 def _expected(kind: "str | tuple[str, ...]") -> str:
@@ -559,10 +666,15 @@ def _expected(kind: "str | tuple[str, ...]") -> str:
         "domain": 'a domain name in ASCII, such as "host.example.org"',
         "endpoint": "an https URL without user name or fragment",
         "duration": 'a time of at most 3650 days, such as "5d", "4h", "30m" or "90s"',
+        "fingerprints": '"sha256:" or "spki-sha256:" and the digest in hexadecimal or base64, or a list of them',
         "hosts": "a host name or IP address without a port, or a list of them",
+        "patterns": f"{_PATTERN}, or a list of them",
         "path": "an absolute path",
         "path or false": "an absolute path or false",
         "port": "a whole number from 1 to 65535",
+        "rate": f'at most {_MOST_IN_A_RATE} messages in a second, minute, hour or day, such as "30/m" or "2000/d"',
+        "sender patterns": f'{_PATTERN}, "<>" for the null reverse-path, or a list of them',
+        "via": 'the name of a smarthost, "mx", "discard", "lmtp:/path", "lmtp:[host]:port" or "[host]:port"',
         "count or 0": "a whole number from 0 to 1000000",
         "repeats": "a whole number from 0 to 10000",
         "size": 'a size of at most 1024G, such as "50M", "512K" or a number of octets',
@@ -635,6 +747,66 @@ def _host(value: str) -> str:
     raise ValueError
 
 
+def _is_pattern(value: str) -> bool:
+    """Something before the last "@" or nothing, then a domain; "*" anywhere."""
+    local, _, domain = value.rpartition("@")
+    return (
+        domain != ""
+        and domain.isascii()
+        and all(char.isalnum() or char in "-_.:[]*" for char in domain)
+        and local.isprintable()
+        and not any(char in " <>,;" for char in local)
+    )
+
+
+def _is_name(value: str) -> bool:
+    """Of a smarthost: it is the name of a file too, and a word of a route's via."""
+    return (
+        value.isascii()
+        and value.replace("_", "").replace("-", "").isalnum()
+        and len(value) <= 64
+        and value not in _NOT_A_NAME
+    )
+
+
+def _via(value: str) -> "tuple[str, str, str, int, str]":
+    """What ``Route`` takes for a via.  Raises ValueError."""
+    if value in ("mx", "discard", "local"):
+        return (value, "", "", 0, "")
+    if value == "smarthost":
+        return (value, "", "", 0, "")
+    if _is_name(value):
+        return ("smarthost", value, "", 0, "")
+    kind, place = ("lmtp", value[5:]) if value[:5] == "lmtp:" else ("smtp", value)
+    # sun_path of unix(7).
+    if kind == "lmtp" and place[:1] == "/" and len(place.encode()) <= 107:
+        return (kind, "", "", 0, place)
+    host, _, port = place.rpartition(":")
+    least, most = _LEAST_AND_MOST["port"]
+    if host[:1] != "[" or host[-1:] != "]" or not least <= _number(port) <= most:
+        raise ValueError
+    return (kind, "", _host(host), _number(port), "")
+
+
+def _fingerprint(value: str) -> str:
+    """In the form of ``Smarthost``; with colons between the octets as openssl prints it, or not.  Raises ValueError."""
+    import binascii
+
+    subject, _, digest = value.partition(":")
+    if subject not in ("sha256", "spki-sha256"):
+        raise ValueError
+    digits = digest.replace(":", "")
+    # binascii.Error is a ValueError.
+    octets = (
+        binascii.unhexlify(digits)
+        if len(digits) == 64
+        else binascii.a2b_base64(digest, strict_mode=True)
+    )
+    if len(octets) != 32:
+        raise ValueError
+    return f"{subject}:{octets.hex()}"
+
+
 def _number(digits: str) -> int:
     """-1 for what is not a number of a sensible length."""
     return int(digits) if digits.isascii() and digits.isdecimal() and len(digits) <= 15 else -1
@@ -653,12 +825,12 @@ def _octets(value: object) -> int:
 
 
 def _checked(path: str, text: str, raw: "dict[str, Any]") -> "dict[str, dict[str, Any]]":
-    """Every value of one file in its form, by table ("" = top level) and key."""
+    """Every value of one file in its form, by table ("" = top level, of several "smarthosts.NAME", "route 1") and key."""
     rows = {(row[0], row[1]): row[:4] for row in KEYS}
     tables = {table for table, _ in rows if table}
     checked: dict[str, dict[str, Any]] = {}
-    for table, section in raw.items():
-        if table not in tables:
+    for table, like, section in _tables(path, text, raw):
+        if like not in tables:
             if ("", table) not in rows:
                 raise _unknown(path, text, "", table, section)
             checked.setdefault("", {})[table] = _typed(path, text, rows["", table], section)
@@ -667,20 +839,48 @@ def _checked(path: str, text: str, raw: "dict[str, Any]") -> "dict[str, dict[str
             raise _wrong_table(path, text, table, section)
         checked[table] = {}
         for name, value in section.items():
-            if (table, name) not in rows:
-                raise _unknown(path, text, table, name, value)
-            checked[table][name] = _typed(path, text, rows[table, name], value)
+            if (like, name) not in rows:
+                raise _unknown(path, text, table, name, value, like)
+            checked[table][name] = _typed(path, text, (table, *rows[like, name][1:]), value)
     return checked
 
 
+def _tables(path: str, text: str, raw: "dict[str, Any]") -> "Iterator[tuple[str, str, Any]]":
+    """Each table and each key of the top level: its name, that of its table in KEYS, its value."""
+    for name, value in raw.items():
+        if name + "." == _NAMED:
+            if not isinstance(value, dict):
+                raise _wrong_table(path, text, name, value)
+            for own, section in value.items():
+                if not _is_name(own):
+                    raise _wrong(
+                        path,
+                        text,
+                        name,
+                        own,
+                        "expected a name of at most 64 letters, digits, - and _, and none of "
+                        f"{', '.join(_NOT_A_NAME)}",
+                    )
+                yield f"{_NAMED}{own}", "smarthost", section
+        elif name + " " == _NUMBERED:
+            if not isinstance(value, list):
+                raise _wrong(
+                    path, text, name, "", f"expected [[route]] tables (got {_shown(value)})"
+                )
+            for number, section in enumerate(value, 1):
+                yield f"{_NUMBERED}{number}", "route", section
+        else:
+            yield name, name, value
+
+
 def _check_together(
-    values: "dict[str, dict[str, Any]]", origin: "dict[tuple[str, str], tuple[str, str]]"
+    values: "dict[str, dict[str, Any]]", origin: "dict[tuple[str, str], tuple[str, str, str]]"
 ) -> None:
     """What one value demands of another, over all files."""
 
     def wrong(table: str, name: str, what: str) -> ConfigError:
         where = origin[table, name] if (table, name) in origin else origin[table, ""]
-        return _wrong(*where, table, name, what)
+        return _wrong(*where, name, what)
 
     spool = Spool("/", **{k: v for k, v in values.get("spool", {}).items() if k != "path"})
     if spool.retry_min > spool.retry_max:
@@ -689,35 +889,74 @@ def _check_together(
             "retry_max" if ("spool", "retry_max") in origin else "retry_min",
             f"expected retry_min <= retry_max (got {spool.retry_min} s and {spool.retry_max} s)",
         )
-    smarthost = values.get("smarthost")
-    if smarthost is None:
-        return
-    if "host" not in smarthost:
-        raise wrong("smarthost", "host", f"expected {_expected('hosts')} (got nothing)")
-    oauth2 = _check_oauth2(smarthost, wrong)
+    sources = values.get("delivery", {}).get("source_address", ())
+    if len({":" in address for address in sources}) < len(sources):
+        raise wrong(
+            "delivery", "source_address", "expected at most one IPv4 and one IPv6 address in it"
+        )
+    for table in _smarthost_tables(values):
+        _check_smarthost(table, values[table], wrong)
+    for table in values:
+        if table.startswith(_NUMBERED):
+            _check_route(table, values, wrong)
+
+
+def _smarthost_tables(values: "dict[str, dict[str, Any]]") -> "list[str]":
+    return [table for table in values if table == "smarthost" or table.startswith(_NAMED)]
+
+
+def _check_route(
+    table: str,
+    values: "dict[str, dict[str, Any]]",
+    wrong: "Callable[[str, str, str], ConfigError]",
+) -> None:
+    route = values[table]
+    if "via" not in route:
+        raise wrong(table, "via", f"expected {_expected('via')} (got nothing)")
+    if not route.get("sender") and not route.get("recipient"):
+        raise wrong(table, "via", "expected sender or recipient beside it (got nothing)")
+    kind, name, *_ = route["via"]
+    if kind == "local":
+        raise wrong(table, "via", "there is no local delivery in this version (got 'local')")
+    home = f"{_NAMED}{name}" if name else "smarthost"
+    if kind == "smarthost" and home not in values:
+        raise wrong(table, "via", f"expected {_expected('via')}; there is no [{home}]")
+
+
+def _check_smarthost(
+    table: str, smarthost: "dict[str, Any]", wrong: "Callable[[str, str, str], ConfigError]"
+) -> None:
+    """``table``: its name in the file, without brackets."""
+    if smarthost.get("srv"):
+        for name in ("host", "port", "tls"):
+            if name in smarthost:
+                raise wrong(table, name, "expected none beside srv, whose records say it")
+    elif "host" not in smarthost:
+        raise wrong(table, "host", f"expected {_expected('hosts')} (got nothing)")
+    oauth2 = _check_oauth2(table, smarthost, wrong)
     given = [n for n in ("password_file", "password_command", "credential") if smarthost.get(n)]
     if len(given) > 1:
-        raise wrong("smarthost", given[1], f"expected only one of this and {given[0]}")
+        raise wrong(table, given[1], f"expected only one of this and {given[0]}")
     auth = smarthost.get("auth", "auto")
     username = smarthost.get("username")
     if oauth2 and given:
-        raise wrong("smarthost", given[0], f"expected only one of this and {oauth2}")
+        raise wrong(table, given[0], f"expected only one of this and {oauth2}")
     if given and not username:
-        raise wrong("smarthost", given[0], "expected username beside it (got nothing)")
+        raise wrong(table, given[0], "expected username beside it (got nothing)")
     if auth == "external" and given:
-        raise wrong("smarthost", "auth", f'expected no {given[0]} beside "{auth}"')
+        raise wrong(table, "auth", f'expected no {given[0]} beside "{auth}"')
     if auth not in ("auto", "external", "none") and not username:
-        raise wrong("smarthost", "auth", f'expected username beside "{auth}" (got nothing)')
+        raise wrong(table, "auth", f'expected username beside "{auth}" (got nothing)')
     if username and not given and not oauth2 and auth not in ("external", "none"):
         raise wrong(
-            "smarthost",
+            table,
             "username",
             "expected password_file, password_command or credential beside it (got nothing)",
         )
 
 
 def _check_oauth2(
-    smarthost: "dict[str, Any]", wrong: "Callable[[str, str, str], ConfigError]"
+    table: str, smarthost: "dict[str, Any]", wrong: "Callable[[str, str, str], ConfigError]"
 ) -> str:
     """Whether the table asks for OAuth2: the first key that says so, "" when none does."""
     given = [row[1] for row in KEYS if row[1].startswith("oauth2_") and smarthost.get(row[1])]
@@ -726,7 +965,7 @@ def _check_oauth2(
 
     def need(name: str, at: str = given[0], beside: str = "it") -> None:
         if not smarthost.get(name):
-            raise wrong("smarthost", at, f"expected {name} beside {beside} (got nothing)")
+            raise wrong(table, at, f"expected {name} beside {beside} (got nothing)")
 
     if "oauth2_provider" not in given and "oauth2_token_endpoint" not in given:
         need("oauth2_provider or oauth2_token_endpoint")
@@ -734,7 +973,7 @@ def _check_oauth2(
     auth = smarthost.get("auth", "auto")
     if auth not in ("auto", "xoauth2", "oauthbearer", "none"):
         raise wrong(
-            "smarthost",
+            table,
             "auth",
             f'expected "auto", "xoauth2" or "oauthbearer" beside {given[0]} (got {_shown(auth)})',
         )
@@ -769,8 +1008,14 @@ def _typed(
 
 
 def _culprit(kind: "str | tuple[str, ...]", value: object) -> object:
-    """The first member of a list of addresses or hosts that is none, else the value itself."""
-    if isinstance(value, list) and kind in ("addresses", "hosts"):
+    """The first member of a list of addresses, hosts or the like that is none, else the value itself."""
+    if isinstance(value, list) and kind in (
+        "addresses",
+        "fingerprints",
+        "hosts",
+        "patterns",
+        "sender patterns",
+    ):
         for member in value:
             try:
                 _in_form(kind, [member], None)
@@ -792,23 +1037,32 @@ def _shown(value: object) -> str:
     return str(value) if not isinstance(value, int) or abs(value) < 1 << 64 else "a huge number"
 
 
-def _unknown(path: str, text: str, table: str, name: str, value: object) -> ConfigError:
-    """An unknown key, or for a table of the file an unknown table, with the nearest known name."""
+def _unknown(
+    path: str, text: str, table: str, name: str, value: object, like: str = ""
+) -> ConfigError:
+    """An unknown key, or for a table of the file an unknown table, with the nearest known name.
+
+    ``like``  the table of KEYS that has the keys of this one, unless it is this one
+    """
     import difflib
 
-    if isinstance(value, dict) and not table:
+    like = like or table
+    is_table = isinstance(value, dict) or (
+        isinstance(value, list) and any(isinstance(item, dict) for item in value)
+    )
+    if is_table and not table:
         known = [row[0] for row in KEYS if row[0]]
-        table, kind, form = name, "table", "[{}]"
-        near = difflib.get_close_matches(name, known, 1, _NEAR)
+        table, kind, form = name, "table", "{}"
+        near = [_heading(table) for table in difflib.get_close_matches(name, known, 1, _NEAR)]
         name = ""
     else:
         kind, form = "key", "{}"
-        near = difflib.get_close_matches(
-            name, [row[1] for row in KEYS if row[0] == table], 1, _NEAR
-        )
+        near = difflib.get_close_matches(name, [row[1] for row in KEYS if row[0] == like], 1, _NEAR)
         elsewhere = [row[0] for row in KEYS if row[1] == name]
         if elsewhere and not near:
-            home = f"in [{elsewhere[0]}]" if elsewhere[0] else "at the top, before any table"
+            home = (
+                f"in {_heading(elsewhere[0])}" if elsewhere[0] else "at the top, before any table"
+            )
             return _wrong(path, text, table, name, f"unknown key here: it belongs {home}")
     hint = f" (did you mean {form.format(near[0])}?)" if near else ""
     return _wrong(path, text, table, name, f"unknown {kind}{hint}")
@@ -823,10 +1077,15 @@ def _wrong(path: str, text: str, table: str, name: str, what: str) -> ConfigErro
     parts = [f"{path}:{line}" if line else path]
     key = repr(name)[1:-1]
     if table:
-        parts.append(f"[{table}] {key}" if key else f"[{table}]")
+        parts.append(f"{_heading(table)} {key}" if key else _heading(table))
     else:
         parts.append(key)
     return ConfigError(": ".join([*parts, what]))
+
+
+def _heading(table: str) -> str:
+    """As it stands in a file."""
+    return "[[route]]" if (table + " ").startswith(_NUMBERED) else f"[{table}]"
 
 
 def _line(text: str, table: str, name: str) -> int:
@@ -836,10 +1095,14 @@ def _line(text: str, table: str, name: str) -> int:
     """
     here = ""
     keys, headers = [], []
+    routes = 0
     for number, line in enumerate(text.split("\n"), 1):
         key, equals, _ = line.partition("=")
         if line.lstrip().startswith("["):
             here = line.partition("#")[0].strip("[] \t\r")
+            if here + " " == _NUMBERED and line.lstrip().startswith("[["):
+                routes += 1
+                here = f"{_NUMBERED}{routes}"
             if here == (table or name):
                 headers.append(number)
         elif equals and (here, key.strip(" \t\"'")) in ((table, name), ("", table)):

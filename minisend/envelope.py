@@ -155,7 +155,7 @@ class Outcome:
     ``action``      RFC 3464 section 2.3.3: ``delivered``, ``relayed`` (both final), ``failed`` (final), ``delayed``
     ``status``      enhanced status code, RFC 3463, such as "4.4.1"; never empty
     ``reason``      one line of text for a person; never empty
-    ``remote_mta``  the server asked, "host[address]:port", "" when none was reached
+    ``remote_mta``  the server asked, "host[address]:port", also when it did not answer; "" when there was none to ask
     ``diagnostic``  its reply in RFC 3464 form, "smtp; 550 5.1.1 no such user", "" when it said nothing
     ``command``     the command that was answered ("RCPT TO", "end of data"), "" when none
     ``at``          seconds since the epoch

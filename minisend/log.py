@@ -117,8 +117,12 @@ def _text(value: "Value") -> str:
 
 def _form(value: "Value") -> str:
     text = _text(value)
-    if text and text.isprintable() and not any(char in text for char in ' "=\\'):
-        return text
+    if text.isprintable():
+        if not text:
+            return '""'
+        if '"' not in text and "\\" not in text:
+            # Nearly all of them.
+            return f'"{text}"' if " " in text or "=" in text else text
     return '"' + _printable(text.replace("\\", "\\\\").replace('"', '\\"')) + '"'
 
 

@@ -5,6 +5,8 @@
     room        less is free than [spool] min_free or min_free_inodes                   make room
     failed      messages that nobody could be told about, or broken, are in failed      minisend show, requeue, rm
     unreadable  a file that was due is broken or of another version                     minisend show, rm
+    destination the user name, password or token is refused, or a server cannot be        the text says what is wrong
+                reached for longer than [spool] warn_after
     overdue     a message has been due for longer than --overdue: nobody serves the     minisend run, or minisend flush
                 queue, or not fast enough                                               from a timer
 
@@ -29,7 +31,9 @@ from minisend.admin.listing import STATES, clock, open_queue, places
 from minisend.admin.queue import messages_in_words, size
 from minisend.admin.terminal import printable, write
 from minisend.config import Config
+from minisend.delivery.destination import Destinations
 from minisend.errors import SpoolError, SpoolFull
+from minisend.smtp.client import AUTH
 from minisend.spool import disk
 from minisend.spool.enqueue import Floor
 from minisend.spool.place import open_state
@@ -117,6 +121,9 @@ def _look(
     if due:
         found["oldest_due"] = int(due[0][0])
     problems += _late(queue, [pair for pair in due if now - pair[0] > overdue], now)
+    for name, down in Destinations(spool.path).all():
+        if down.command == AUTH or now - down.since > spool.warn_after:
+            problems.append(Problem("destination", f"{name}: {down.reason}"))
 
 
 def _failed(queue: Queue, lying: list[Place]) -> Problem:

@@ -63,7 +63,14 @@ def _parser() -> _Parser:
     flush.add_argument(
         "--recipient", metavar="DOMAIN", help="only messages with a recipient in this domain"
     )
-    flush.add_argument("--quiet", action="store_true", help="say nothing on success or deferral")
+    how_loud = flush.add_mutually_exclusive_group()
+    how_loud.add_argument("--quiet", action="store_true", help="say nothing on success or deferral")
+    how_loud.add_argument(
+        "-v",
+        "--verbose",
+        action="store_true",
+        help="show the dialogue with each server, without passwords",
+    )
     # What a submission starts: one of a few flushers, see minisend.delivery.slots.
     flush.add_argument("--background", action="store_true", help=argparse.SUPPRESS)
 
@@ -173,7 +180,7 @@ def _queue(asked: argparse.Namespace, config_file: str | None) -> int:
     chosen = _filter(asked, config)
     if asked.ids and chosen.given:
         raise UsageError("queue: name messages, or use filters, not both")
-    return show_queue(config.spool.path, chosen, tuple(asked.ids), as_json=asked.json)
+    return show_queue(config, chosen, tuple(asked.ids), as_json=asked.json)
 
 
 def _show(asked: argparse.Namespace, config_file: str | None) -> int:
@@ -254,7 +261,7 @@ def _flush(asked: argparse.Namespace, config_file: str | None) -> int:
         ids=tuple(asked.ids),
         domain=(asked.recipient or "").encode("utf-8", "surrogateescape"),
     )
-    return flush_once(selection, config_file, quiet=asked.quiet)
+    return flush_once(selection, config_file, quiet=asked.quiet, verbose=asked.verbose)
 
 
 def _run(asked: argparse.Namespace, config_file: str | None) -> int:
@@ -298,10 +305,16 @@ def _ending_on_signals(stop: "Stop") -> "Iterator[None]":
             signal.signal(each, handler)
 
 
-def flush_once(selection: "Selection", config_file: str | None, *, quiet: bool) -> int:
-    """Deliver the selected messages, with a bar on a terminal and a line at the end.  Returns the exit code."""
+def flush_once(
+    selection: "Selection", config_file: str | None, *, quiet: bool, verbose: bool = False
+) -> int:
+    """Deliver the selected messages, with a bar on a terminal and a line at the end.  Returns the exit code.
+
+    ``verbose``  the dialogue with each server, on standard error in place of the bar
+    """
     from minisend.admin.progress import Progress
     from minisend.delivery.flush import Stop, flush
+    from minisend.delivery.workers import processes
     from minisend.log import Log
 
     stop = Stop()
@@ -309,9 +322,17 @@ def flush_once(selection: "Selection", config_file: str | None, *, quiet: bool) 
     # Quiet stays quiet: what cron is told it mails, which the next run delivers and logs, without end.
     log = Log(syslog=True, stderr=False, fallback=not quiet)
     # Lines on standard error show the progress themselves, and would be written into the bar.
-    bar = Progress("flushing", shown=not quiet and not log.on_stderr)
+    bar = Progress("flushing", shown=not quiet and not verbose and not log.on_stderr)
     with _ending_on_signals(stop), bar as progress:
-        summary = flush(config, selection, log=log, progress=progress, stop=stop)
+        summary = flush(
+            config,
+            selection,
+            log=log,
+            progress=progress,
+            stop=stop,
+            processes=1 if verbose else processes(),
+            trace=(lambda text: write(2, text + "\n")) if verbose else None,
+        )
     if not quiet:
         try:
             write(1, _summary_line(summary, selection, config.spool.path) + "\n")

@@ -1,8 +1,11 @@
 """Reads the queue for those who show it: every message once, in one order, whatever state its file is in.
 
-Takes no lock and changes nothing.  Streams: names are listed a state at a time, a file is opened when its turn comes,
-and only its envelope and its tail are read.  A flusher may be moving files meanwhile; a message that moved between the
-listing and the look is found by a second listing, and none is shown twice.
+Takes no lock and changes nothing.  Names are listed at the start, a file is opened when its turn comes, and only its
+envelope and its tail are read.  A flusher may be moving files meanwhile; a message that moved between the listing and
+the look is looked for at the end, and none is shown twice.
+
+A message that waits for a destination that is down was perhaps never attempted itself: then the status file of the
+destination says why it waits (``minisend.delivery.destination``), see ``Reasons``.
 
     queue name (Postfix)   state      marker (mailq)   it is
     active                 any        *                claimed by a process at this moment
@@ -14,6 +17,7 @@ listing and the look is found by a second listing, and none is shown twice.
 Source: Postfix showq(8), postqueue(1); the markers are those of its mailq, whose ``#`` is "forced to expire".
 """
 
+import gc
 import posix
 import time
 
@@ -27,6 +31,9 @@ from minisend.spool.store import Entry, Place, Queue
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
+
+    from minisend.config import Config
+    from minisend.delivery.destination import Down
 
 STATES = ("new", "cur", "hold", "failed")
 _WORDS = {"new": "new", "cur": "deferred", "hold": "hold", "failed": "failed"}
@@ -43,7 +50,17 @@ class Listed:
     ``queue_name``  Postfix's word, see the table above; ``marker`` "" or the character behind the queue id
     """
 
-    __slots__ = ("arrived", "entry", "marker", "place", "problem", "queue_name", "size", "state")
+    __slots__ = (
+        "_reasons",
+        "arrived",
+        "entry",
+        "marker",
+        "place",
+        "problem",
+        "queue_name",
+        "size",
+        "state",
+    )
 
     def __init__(
         self,
@@ -53,7 +70,9 @@ class Listed:
         arrived: float,
         size: int,
         active: bool,
+        reasons: "Reasons | None" = None,
     ) -> None:
+        self._reasons = reasons
         self.place = place
         self.entry = entry
         self.problem = problem
@@ -78,7 +97,17 @@ class Listed:
         indexes = entry.pending
         if self.state == "failed":
             indexes = sorted(indexes + entry.failed)
-        return [(index, entry.latest.get(index)) for index in indexes]
+        return [(index, self.outcome(index)) for index in indexes]
+
+    def outcome(self, index: int) -> Outcome | None:
+        """The last outcome of this recipient; of one never attempted, why its destination was not tried for it."""
+        entry = self.entry
+        if entry is None:
+            return None
+        outcome = entry.latest.get(index)
+        if outcome is None and self.state == "deferred" and self._reasons is not None:
+            return self._reasons.of(entry, index)
+        return outcome
 
     def address(self, index: int) -> str:
         """The recipient's address as it may be shown."""
@@ -88,6 +117,52 @@ class Listed:
     def sender(self) -> str:
         """The reverse-path as it may be shown, ``MAILER-DAEMON`` for the null one."""
         return (printable(self.entry.envelope.sender) or "MAILER-DAEMON") if self.entry else ""
+
+
+class Reasons:
+    """Why a recipient waits that was never attempted: what is known of its next hop.
+
+    ``config``  gives the configuration, None where it cannot be had: then no reason is known
+
+    Each status file is read once.  Nothing is loaded or read before there is such a recipient.
+    """
+
+    def __init__(self, config: "Callable[[], Config | None]") -> None:
+        self._config = config
+        self._get: Callable[[Entry, int], Down | None] | None = None
+
+    def of(self, entry: Entry, index: int) -> Outcome | None:
+        """What stands for an outcome of this recipient, None when nothing is wrong with its next hop."""
+        if self._get is None:
+            self._get = self._getter()
+        down = self._get(entry, index)
+        return None if down is None else down.outcome(index)
+
+    def _getter(self) -> "Callable[[Entry, int], Down | None]":
+        config = self._config()
+        if config is None:
+            return lambda entry, index: None
+        # Heavier than the rest of mailq, which is called every minute.
+        from minisend.delivery.attempt import qualified
+        from minisend.delivery.destination import Destinations
+        from minisend.delivery.route import common, route
+
+        destinations = Destinations(config.spool.path)
+        everywhere = common(config)
+        if everywhere is not None:
+            down = destinations.get(everywhere.name)
+            return lambda entry, index: down
+        known: dict[str, Down | None] = {}
+
+        def get(entry: Entry, index: int) -> "Down | None":
+            envelope = entry.envelope
+            recipient = qualified(entry, envelope.recipients[index].address, config)
+            name = route(recipient, config, qualified(entry, envelope.sender, config)).name
+            if name not in known:
+                known[name] = destinations.get(name)
+            return known[name]
+
+        return get
 
 
 def open_queue(
@@ -109,42 +184,58 @@ def open_queue(
         raise
 
 
-def messages(queue: Queue, states: "tuple[str, ...]" = STATES) -> "Iterator[Listed]":
+def messages(
+    queue: Queue, states: "tuple[str, ...]" = STATES, reasons: Reasons | None = None
+) -> "Iterator[Listed]":
     """All messages in these states (directories); each is closed when the next one is asked for."""
-    claimed = _claimed_files()
-    shown: set[str] = set()
-    moved = True
-    for _ in range(2):
-        if not moved:
-            break
-        moved = False
-        for state in states:
-            for place in places(queue, state):
-                if place.queue_id in shown:
-                    continue
-                listed = _look(queue, place, claimed)
-                if listed is None:
-                    moved = True
-                    continue
-                shown.add(place.queue_id)
-                try:
-                    yield listed
-                finally:
-                    if listed.entry is not None:
-                        listed.entry.close()
+    # Nothing here goes in circles: the collector would only look through the names, again and again.
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        yield from _messages(queue, states, reasons)
+    finally:
+        if collecting:
+            gc.enable()
 
 
-def named(queue: Queue, ids: "Iterable[str]") -> "Iterator[tuple[str, Listed | None]]":
+def _messages(
+    queue: Queue, states: "tuple[str, ...]", reasons: Reasons | None
+) -> "Iterator[Listed]":
+    claimed = _claimed_files(queue)
+    # On its way a message goes from the left to the right in ``states``: one that moves meanwhile is listed in both.
+    names = [(state, _names(queue, state)) for state in states]
+    gone: dict[str, None] = {}
+    for state, lying in names:
+        for name in lying:
+            place = Place(state, name)
+            listed = _look(queue, place, claimed, reasons)
+            if listed is None:
+                gone[place.queue_id] = None
+                continue
+            gone.pop(place.queue_id, None)
+            try:
+                yield listed
+            finally:
+                if listed.entry is not None:
+                    listed.entry.close()
+    for _, moved in named(queue, gone, reasons):
+        if moved is not None and moved.place.state in states:
+            yield moved
+
+
+def named(
+    queue: Queue, ids: "Iterable[str]", reasons: Reasons | None = None
+) -> "Iterator[tuple[str, Listed | None]]":
     """The messages of these ids, each id once and in the order given; None where there is none.
 
     Each is closed when the next one is asked for.
     """
-    claimed = _claimed_files()
+    claimed = _claimed_files(queue)
     for queue_id, place in find(queue, ids).items():
-        listed = _look(queue, place, claimed) if place else None
+        listed = _look(queue, place, claimed, reasons) if place else None
         if listed is None:
             # It may have moved since it was found, or while it was looked for.
-            listed = message(queue, queue_id)
+            listed = message(queue, queue_id, reasons)
         try:
             yield queue_id, listed
         finally:
@@ -152,13 +243,13 @@ def named(queue: Queue, ids: "Iterable[str]") -> "Iterator[tuple[str, Listed | N
                 listed.entry.close()
 
 
-def message(queue: Queue, queue_id: str) -> Listed | None:
+def message(queue: Queue, queue_id: str, reasons: Reasons | None = None) -> Listed | None:
     """The message of this id, None when there is none; its ``entry`` is the caller's to close."""
     for _ in range(2):
         place = queue.find(queue_id, *STATES)
         if place is None:
             return None
-        listed = _look(queue, place, _claimed_files())
+        listed = _look(queue, place, _claimed_files(queue), reasons)
         if listed is not None:
             return listed
     return None
@@ -184,9 +275,13 @@ def clock(when: float, now: float) -> str:
 
 
 def places(queue: Queue, state: str) -> list[Place]:
-    """Names of one state (directory) in the order they are shown: by time where the name has one."""
+    """What lies in one state (directory), in the order it is shown: by time where the name has one."""
+    return [Place(state, name) for name in _names(queue, state)]
+
+
+def _names(queue: Queue, state: str) -> list[str]:
     try:
-        return sorted(queue.places(state), key=lambda place: place.name)
+        return sorted(queue.names(state))
     except SpoolError as exc:
         # The first submission is just making the directories.
         if _is_absent(exc):
@@ -194,13 +289,10 @@ def places(queue: Queue, state: str) -> list[Place]:
         raise
 
 
-def _look(queue: Queue, place: Place, claimed: set[tuple[int, int]]) -> Listed | None:
+def _look(
+    queue: Queue, place: Place, claimed: set[tuple[int, int]], reasons: Reasons | None
+) -> Listed | None:
     """The message that lies there, None when it is gone."""
-    try:
-        there = posix.stat(place.name, dir_fd=queue.directory(place.state), follow_symlinks=False)
-    except FileNotFoundError:
-        return None
-    active = (there.st_dev, there.st_ino) in claimed
     try:
         entry = queue.read(place)
     except UnknownVersion as exc:
@@ -212,7 +304,13 @@ def _look(queue: Queue, place: Place, claimed: set[tuple[int, int]]) -> Listed |
     else:
         if entry is None:
             return None
-        return Listed(place, entry, "", entry.envelope.arrived, entry.size, active)
+        active = bool(claimed) and entry.identity in claimed
+        return Listed(place, entry, "", entry.envelope.arrived, entry.size, active, reasons)
+    try:
+        there = posix.stat(place.name, dir_fd=queue.directory(place.state), follow_symlinks=False)
+    except FileNotFoundError:
+        return None
+    active = (there.st_dev, there.st_ino) in claimed
     return Listed(place, None, problem, there.st_mtime, there.st_size, active)
 
 
@@ -220,8 +318,8 @@ def _is_absent(exc: SpoolError) -> bool:
     return isinstance(exc.__cause__, FileNotFoundError)
 
 
-def _claimed_files() -> set[tuple[int, int]]:
-    """Device and inode of every file that some process has locked with flock (proc(5), /proc/locks).
+def _claimed_files(queue: Queue) -> set[tuple[int, int]]:
+    """Device and inode of every file on the queue's file system that some process has locked with flock (proc(5), /proc/locks).
 
     Trying the lock instead would make a flusher that comes by at this moment pass the message over.
     """
@@ -236,10 +334,12 @@ def _claimed_files() -> set[tuple[int, int]]:
     except OSError:
         return set()
     claimed = set()
+    device = posix.fstat(queue.fd).st_dev
     for line in octets.splitlines():
         fields = line.split()
         # "3: FLOCK ADVISORY WRITE 1423 fe:01:1055 0 EOF"; one that waits has "->" in its second field
         if len(fields) > 5 and fields[1] == b"FLOCK" and fields[3] == b"WRITE":
             major, minor, inode = fields[5].split(b":")
-            claimed.add((posix.makedev(int(major, 16), int(minor, 16)), int(inode)))
+            if posix.makedev(int(major, 16), int(minor, 16)) == device:
+                claimed.add((device, int(inode)))
     return claimed

@@ -73,11 +73,12 @@ def login(config: Config, name: str, method: str) -> int:
 
 
 def _smarthost(config: Config, name: str) -> Smarthost:
-    if name:
+    smarthost = config.named_smarthost(name)
+    if smarthost is None and name:
         raise UsageError(f"login: {name}: no such smarthost in the configuration")
-    if config.smarthost is None:
+    if smarthost is None:
         raise ConfigError("[smarthost]: expected this table for a login (got nothing)")
-    return config.smarthost
+    return smarthost
 
 
 @contextmanager

@@ -22,12 +22,14 @@ Source: Postfix src/postqueue/showq_compat.c; sendmail(8).
 import posix
 import time
 
-from minisend.admin.listing import Listed, clock, messages, open_queue
-from minisend.admin.terminal import printable, write
-from minisend.config import submission_facts
+from minisend.admin.listing import Listed, Reasons, clock, messages, open_queue
+from minisend.admin.terminal import Batch, printable
+from minisend.config import load, submission_facts
+from minisend.errors import ConfigError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from minisend.config import Config
     from minisend.envelope import Outcome
 
 _LINE = "%-17s %8s %-19s %s\n"
@@ -39,35 +41,61 @@ def mailq(config_file: str | None) -> int:
     """List the queue on standard output.  Raises ConfigError, SpoolError, SystemFault."""
     facts = submission_facts(config_file, posix.environ, posix.getuid(), posix.geteuid())
     try:
-        _list(facts.spool_path)
+        with Batch(1) as out:
+            _list(facts.spool_path, Reasons(lambda: _config(config_file)), out)
     except BrokenPipeError:
         pass  # "mailq | head": the reader has all it wants
     return 0
 
 
-def _list(spool: str) -> None:
-    now = time.time()
+def _config(config_file: str | None) -> "Config | None":
+    """None where it has a mistake: a list without some of the reasons is better than none."""
+    try:
+        return load(config_file, posix.environ, posix.getuid(), posix.geteuid())
+    except ConfigError:
+        return None
+
+
+def _list(spool: str, reasons: Reasons, out: Batch) -> None:
+    until = _Until(time.time())
     count = octets = 0
     queue = open_queue(spool)
     if queue is not None:
         with queue:
-            for listed in messages(queue):
-                write(
-                    1, (_block(listed, now) if count else _LINE % _HEADINGS + _block(listed, now))
-                )
+            for listed in messages(queue, reasons=reasons):
+                block = _block(listed, until)
+                out.add(block if count else _LINE % _HEADINGS + block)
                 count += 1
                 octets += listed.size
     if count:
         plural = "" if count == 1 else "s"
-        write(
-            1,
-            f"\t\tTotal requests: {count}\n-- {octets // 1024} Kbytes in {count} Request{plural}.\n",
+        out.add(
+            f"\t\tTotal requests: {count}\n-- {octets // 1024} Kbytes in {count} Request{plural}.\n"
         )
     else:
-        write(1, "\t\tTotal requests: 0\nMail queue is empty\n")
+        out.add("\t\tTotal requests: 0\nMail queue is empty\n")
 
 
-def _block(listed: Listed, now: float) -> str:
+class _Until:
+    """Says when a message is tried next; many are tried in the same minute."""
+
+    __slots__ = ("_known", "_now")
+
+    def __init__(self, now: float) -> None:
+        self._now = now
+        self._known: dict[float, str] = {}
+
+    def __call__(self, due: float) -> str:
+        if due <= self._now:
+            return "due now"
+        minute = due // 60
+        text = self._known.get(minute)
+        if text is None:
+            text = self._known[minute] = f"next attempt {clock(due, self._now)}"
+        return text
+
+
+def _block(listed: Listed, until: _Until) -> str:
     """The lines of one message and the empty line after them."""
     arrived = time.strftime("%a %b %e %H:%M:%S", time.localtime(listed.arrived))
     queue_id = printable(listed.place.queue_id) + listed.marker
@@ -76,7 +104,7 @@ def _block(listed: Listed, now: float) -> str:
     if listed.problem:
         lines.append(_reason_line(printable(listed.problem)))
     for index, outcome in listed.open_recipients():
-        reason = _reason(listed, outcome, now)
+        reason = _reason(listed, outcome, until)
         if reason != shown:
             lines.append(_reason_line(reason or "not tried yet"))
             shown = reason
@@ -89,7 +117,7 @@ def _reason_line(reason: str) -> str:
     return f"({reason})\n".rjust(_REASON_WIDTH + 3)
 
 
-def _reason(listed: Listed, outcome: "Outcome | None", now: float) -> str:
+def _reason(listed: Listed, outcome: "Outcome | None", until: _Until) -> str:
     """Why a recipient waits and when it is tried next, "" for one that was never tried and may be at any time."""
     parts = [printable(outcome.reason)] if outcome is not None else []
     if listed.state == "hold":
@@ -99,6 +127,5 @@ def _reason(listed: Listed, outcome: "Outcome | None", now: float) -> str:
             "failed" if outcome is not None and outcome.final else "will not be tried again"
         )
     elif listed.state == "deferred" and listed.queue_name != "active":
-        due = listed.place.due
-        parts.append(f"next attempt {clock(due, now)}" if due > now else "due now")
+        parts.append(until(listed.place.due))
     return "; ".join(parts)

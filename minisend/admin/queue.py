@@ -1,7 +1,6 @@
 """minisend queue: the queue as a table or as JSON lines.
 
-Never changes anything, and holds one message at a time: a row is written when its file has been read.  So the columns
-have fixed widths; on a terminal they share its width and what is longer is cut, elsewhere nothing is.
+Never changes anything, and holds one message at a time: rows are written while files are read.  So the columns have fixed widths; on a terminal they share its width and what is longer is cut, elsewhere nothing is.
 
 JSON has the keys of ``postqueue -j`` (queue_name, queue_id, arrival_time, message_size, sender, recipients with address
 and delay_reason) and these:
@@ -12,7 +11,8 @@ and delay_reason) and these:
     error                         only where the file cannot be read: why
     recipients[].action           RFC 3464 Action of the last attempt, "" before the first
     recipients[].status           enhanced status code, "" before the first attempt
-    recipients[].remote_mta, .diagnostic   as in RFC 3464, "" when no server was reached
+    recipients[].remote_mta       the server asked or tried, "" when it was none
+    recipients[].diagnostic       as in RFC 3464, "" when no server said anything
     history                       only of messages named by their ids: every outcome of every attempt
 
 Source: Postfix postqueue(1), "JSON OBJECT FORMAT"; RFC 3464 section 2.3.
@@ -27,8 +27,9 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from minisend.admin.filters import Filter
-from minisend.admin.listing import Listed, clock, messages, named, open_queue
-from minisend.admin.terminal import BOLD, CYAN, DIM, RED, YELLOW, Paint, printable, write
+from minisend.admin.listing import Listed, Reasons, clock, messages, named, open_queue
+from minisend.admin.terminal import BOLD, CYAN, DIM, RED, YELLOW, Batch, Paint, printable
+from minisend.config import Config
 from minisend.envelope import Outcome
 from minisend.errors import UsageError
 from minisend.spool.store import Queue
@@ -39,7 +40,7 @@ _FIXED = 17 + 9 + 6 + 13
 _NARROWEST = 60
 
 
-def show_queue(spool: str, chosen: Filter, ids: tuple[str, ...], *, as_json: bool) -> int:
+def show_queue(config: Config, chosen: Filter, ids: tuple[str, ...], *, as_json: bool) -> int:
     """Write the messages of these ids, or without any those that were chosen, to standard output.
 
     Raises UsageError for an id that is not there, after the others; SpoolError, SystemFault, BrokenPipeError.
@@ -47,35 +48,36 @@ def show_queue(spool: str, chosen: Filter, ids: tuple[str, ...], *, as_json: boo
     table = _Table(posix.isatty(1), shutil.get_terminal_size().columns)
     now = time.time()
     missing = []
-    queue = open_queue(spool)
-    if queue is None:
-        missing = list(ids)
-    else:
-        with queue:
-            for queue_id, listed in _chosen(queue, chosen, ids):
-                if listed is None:
-                    missing.append(queue_id)
-                elif as_json:
-                    told = as_object(listed)
-                    if ids:
-                        told["history"] = outcomes(listed)
-                    write(1, json.dumps(told) + "\n")
-                else:
-                    write(1, table.row(listed, now))
-    if not as_json and not (ids and missing and not table.count):
-        write(1, table.summary(any_chosen=chosen.given))
+    queue = open_queue(config.spool.path)
+    with Batch(1) as out:
+        if queue is None:
+            missing = list(ids)
+        else:
+            with queue:
+                for queue_id, listed in _chosen(queue, chosen, ids, Reasons(lambda: config)):
+                    if listed is None:
+                        missing.append(queue_id)
+                    elif as_json:
+                        told = as_object(listed)
+                        if ids:
+                            told["history"] = outcomes(listed)
+                        out.add(json.dumps(told) + "\n")
+                    else:
+                        out.add(table.row(listed, now))
+        if not as_json and not (ids and missing and not table.count):
+            out.add(table.summary(any_chosen=chosen.given))
     if missing:
         raise not_there(missing)
     return 0
 
 
 def _chosen(
-    queue: Queue, chosen: Filter, ids: tuple[str, ...]
+    queue: Queue, chosen: Filter, ids: tuple[str, ...], reasons: Reasons
 ) -> Iterator[tuple[str, Listed | None]]:
     if ids:
-        yield from named(queue, ids)
+        yield from named(queue, ids, reasons)
         return
-    for listed in messages(queue, chosen.states):
+    for listed in messages(queue, chosen.states, reasons):
         if chosen.takes(listed):
             yield listed.place.queue_id, listed
 

@@ -28,7 +28,7 @@ import time
 from collections.abc import Iterable
 from typing import Any
 
-from minisend.admin.listing import Listed, named, open_queue
+from minisend.admin.listing import Listed, Reasons, named, open_queue
 from minisend.admin.queue import COLOURS, as_object, next_attempt, not_there, outcomes
 from minisend.admin.terminal import BOLD, DIM, Paint, printable, write
 from minisend.config import Config
@@ -53,7 +53,7 @@ def show(config: Config, ids: tuple[str, ...], *, headers: bool, raw: bool, as_j
         raise not_there(ids)
     with queue:
         shown = 0
-        for queue_id, listed in named(queue, ids):
+        for queue_id, listed in named(queue, ids, Reasons(lambda: config)):
             if listed is None:
                 missing.append(queue_id)
                 continue
@@ -173,7 +173,7 @@ def _facts(listed: Listed, now: float, paint: Paint) -> str:
 def _recipients(listed: Listed, entry: Entry, paint: Paint) -> str:
     text = paint(BOLD, "Recipients:") + "\n"
     for index, recipient in enumerate(entry.envelope.recipients):
-        outcome = entry.latest.get(index)
+        outcome = listed.outcome(index)
         status = f" ({printable(outcome.status)})" if outcome else ""
         asked = [
             f"{word} {printable(value)}"
@@ -182,6 +182,10 @@ def _recipients(listed: Listed, entry: Entry, paint: Paint) -> str:
         ]
         extra = paint(DIM, f", {', '.join(asked)}") if asked else ""
         text += f"  {listed.address(index)}: {_fate(listed.state, outcome)}{status}{extra}\n"
+        if outcome and index not in entry.latest:
+            # Of no attempt of its own: its destination is down.
+            why = f"{printable(outcome.reason)} ({_moment(outcome.at)})"
+            text += "     " + paint(DIM, why) + "\n"
     return text
 
 
@@ -281,7 +285,7 @@ def _object(listed: Listed, config: Config) -> dict[str, Any]:
 
 def _recipient(listed: Listed, entry: Entry, index: int) -> dict[str, str]:
     recipient = entry.envelope.recipients[index]
-    outcome = entry.latest.get(index)
+    outcome = listed.outcome(index)
     return {
         "address": printable(recipient.address),
         "original": printable(recipient.original),

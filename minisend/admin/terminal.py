@@ -8,6 +8,9 @@ import posix
 
 from minisend.errors import SystemFault
 
+# What a pipe holds.
+_BATCH = 64 * 1024
+
 BOLD = "1"
 DIM = "2"
 RED = "31"
@@ -41,6 +44,42 @@ def write(fd: int, text: str) -> None:
         raise
     except OSError as exc:
         raise SystemFault(f"cannot write to descriptor {fd}: {exc.strerror}") from exc
+
+
+class Batch:
+    """Text for a descriptor in few writes: the first at once, for whoever waits for it, then so much at a time.
+
+    What is left is written at the end of the context, also when that ends in an exception.
+    """
+
+    __slots__ = ("_fd", "_length", "_limit", "_parts")
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+        self._parts: list[str] = []
+        self._length = 0
+        self._limit = 0
+
+    def __enter__(self) -> "Batch":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
+        if kind is None or not issubclass(kind, (BrokenPipeError, SystemFault)):
+            self._write()
+
+    def add(self, text: str) -> None:
+        """Raises as ``write``."""
+        self._parts.append(text)
+        self._length += len(text)
+        if self._length > self._limit:
+            self._write()
+
+    def _write(self) -> None:
+        text = "".join(self._parts)
+        self._parts.clear()
+        self._length = 0
+        self._limit = _BATCH
+        write(self._fd, text)
 
 
 def is_terminal(fd: int) -> bool:

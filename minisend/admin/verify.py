@@ -1,6 +1,7 @@
 """``sendmail -bv``: where each address would go, without sending anything and without asking anybody.
 
-One line an address, in sendmail's form:
+A route may depend on who sends: that is the argument of -f or -r, else the caller's account.  One line an address, in
+sendmail's form:
 
     ADDRESS... deliverable: mailer KIND, host NEXT-HOP, user ADDRESS
     ADDRESS... undeliverable: REASON
@@ -8,7 +9,7 @@ One line an address, in sendmail's form:
 
 import posix
 
-from minisend.address import AddressError, parse_recipients, qualify
+from minisend.address import AddressError, parse_recipients, parse_sender, qualify, quote_local
 from minisend.admin.terminal import printable, write
 from minisend.config import Config, load
 from minisend.delivery.mx import Unroutable, literal_address
@@ -19,21 +20,34 @@ from minisend.errors import DataError, UsageError
 _NO_USER = 67
 
 
-def verify(words: list[str], config_file: str | None) -> int:
+def verify(words: list[str], config_file: str | None, sender: str | None = None) -> int:
     """Print the fate of each address in ``words``; the exit code is that of the first bad one, or 0.
 
-    Raises UsageError without words, ConfigError, SystemFault.
+    ``sender``  the reverse-path as -f has it, None when the caller named none
+    Raises AddressError for the sender, UsageError without words, ConfigError, SystemFault.
     """
     if not words:
         raise UsageError("no addresses to verify")
     config = load(config_file, posix.environ, posix.getuid(), posix.geteuid())
     try:
-        return _verify(words, config)
+        return _verify(words, config, qualify(_reverse_path(sender), config.mail_domain.encode()))
     except BrokenPipeError:
         return 0  # the reader has all it wants
 
 
-def _verify(words: list[str], config: Config) -> int:
+def _reverse_path(given: str | None) -> bytes:
+    if given is not None:
+        return parse_sender(given.encode("utf-8", "surrogateescape"))
+    import pwd
+
+    uid = posix.getuid()
+    try:
+        return quote_local(pwd.getpwuid(uid).pw_name.encode("utf-8", "surrogateescape"))
+    except KeyError:
+        return b"uid%d" % uid
+
+
+def _verify(words: list[str], config: Config, sender: bytes) -> int:
     code = 0
     for word in words:
         try:
@@ -44,7 +58,7 @@ def _verify(words: list[str], config: Config) -> int:
             continue
         for address in addresses:
             qualified = qualify(address, config.mail_domain.encode())
-            hop = _hop(qualified, config)
+            hop = _hop(qualified, config, sender)
             if hop.kind == ERROR:
                 fate = f"undeliverable: {printable(hop.name)}"
                 code = code or (_NO_USER if hop.status == "5.1.1" else DataError.exit_code)
@@ -56,9 +70,9 @@ def _verify(words: list[str], config: Config) -> int:
     return code
 
 
-def _hop(address: bytes, config: Config) -> NextHop:
+def _hop(address: bytes, config: Config, sender: bytes) -> NextHop:
     """As ``route``; an address literal that is none, which a look-up would find out, is an error here already."""
-    hop = route(address, config)
+    hop = route(address, config, sender)
     if hop.kind == MX and hop.domain.startswith("["):
         try:
             literal_address(hop.domain)

@@ -16,7 +16,7 @@ waits for its turn at a slow server holds no descriptor.
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import NoReturn
 
@@ -26,9 +26,9 @@ from minisend.delivery import bounce, flood, mx, policy, retry
 from minisend.delivery.destination import Destinations, Down
 from minisend.delivery.outgoing import Outgoing
 from minisend.delivery.policy import Verdict
-from minisend.delivery.remote import MOST_RECIPIENTS, Content, Remote, Stopped
-from minisend.delivery.route import ERROR, NextHop, route
-from minisend.envelope import FAILED, Outcome
+from minisend.delivery.remote import MOST_RECIPIENTS, Content, Stopped
+from minisend.delivery.route import DISCARD, ERROR, NextHop, route
+from minisend.envelope import DELIVERED, FAILED, Outcome
 from minisend.errors import MinisendError, SpoolError
 from minisend.log import Log, line
 from minisend.smtp.session import DsnRequest
@@ -71,6 +71,10 @@ class Run:
 
     ``came_up``   takes the place of a report that was queued
     ``deferred``  hears of each message that waits, and until when (seconds)
+    ``let_in``    called when a server is ready for a message; with whether it took its time
+    ``far``       it did so with another process: no lane needs to be the first
+    ``trace``     gets each line of each dialogue, without secrets
+    ``processes`` that share the connections
     ``seen``      ids of the reports that the run has had in hand
     ``lock``      for ``summary`` and ``seen``, which all threads change
     """
@@ -82,8 +86,12 @@ class Run:
     resolver: mx.Resolver
     flood: flood.Flood
     summary: Summary
-    came_up: Callable[[Place], None] = lambda place: None
+    came_up: Callable[[Place], object] = lambda place: None
     deferred: Callable[[Place], None] = lambda place: None
+    let_in: Callable[[bool], None] = lambda far: None
+    far: bool = False
+    trace: Callable[[str], None] | None = None
+    processes: int = 1
     seen: set[str] = field(default_factory=set)
     lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -102,8 +110,8 @@ class Attempt:
 
         hops = attempt.begin()          the next hops of those who wait; None when it is not ours to attempt
         for hop in hops:                in any order, by any thread, each once
-            if attempt.enter(hop):
-                attempt.deliver(hop, remote)
+            if attempt.enter(hop) and (job := attempt.job(hop)) is not None:
+                ...                     ``settle``, ``fail``: as ``delivery.remote`` calls them
             attempt.leave(hop, down)    the last one to leave decides what becomes of the message
 
     ``came_up``  a report that this run has queued itself
@@ -149,32 +157,51 @@ class Attempt:
     def enter(self, hop: NextHop) -> bool:
         """Begin with one of its next hops; False when there is nothing to do for it any more."""
         with self._lock:
+            # Whatever comes of it: ``leave`` counts down, and the claim lasts while anybody is at work.
+            self._at_work += 1
             if self._over or (self._entry is None and not self._claim()):
                 self._over = True
                 return False
             waiting = set(self._claimed().pending)
             self._todo[hop] = {i: a for i, a in self._todo[hop].items() if i in waiting}
-            self._at_work += 1
             return bool(self._todo[hop])
 
-    def deliver(self, hop: NextHop, remote: Remote) -> None:
-        """Send it to those of this next hop, over ``remote``.  Never raises for what happens to the message."""
-        self._guarded(lambda: self._send(hop, dict(self._todo[hop]), remote))
+    def job(self, hop: NextHop) -> "Job | None":
+        """The message for those of this next hop, with room for what will be recorded; None when that cannot be had."""
+        jobs: list[Job] = []
+        with self._lock:
+            self._guarded(lambda: jobs.append(self._job(hop)))
+            return jobs[0] if jobs and jobs[0].recipients and not self._over else None
 
     def leave(self, hop: NextHop, down: Down | None = None) -> None:
         """Done with this next hop.  ``down``: who still waits there waits for its next probe."""
         with self._lock:
-            self._at_work = max(0, self._at_work - 1)
-            self._todo.pop(hop, None)
+            self._at_work -= 1
+            recipients = self._todo.pop(hop, {})
             if down is not None:
                 self._downs.append(down)
+            elif self._entry is not None and not self._over:
+                self._put_off |= not recipients.keys().isdisjoint(self._entry.pending)
             if not self._todo and not self._at_work:
                 self._end()
             elif not self._at_work:
                 self._close()
 
+    def pause(self) -> None:
+        """Stop working at a next hop that was entered, for somebody else to enter it."""
+        with self._lock:
+            self._at_work -= 1
+            if not self._at_work:
+                self._close()
+
+    def drop(self, hop: NextHop) -> None:
+        """The run ends while this next hop was served: what has been recorded stands, and the rest is for another run."""
+        with self._lock:
+            self._over = True
+            self.leave(hop)
+
     def give_up(self) -> None:
-        """The run ends: what has been recorded stands, and the rest is for another run."""
+        """The run ends before anybody has entered."""
         with self._lock:
             self._over = True
             if not self._at_work:
@@ -212,14 +239,17 @@ class Attempt:
         if entry.outcomes:
             # What a crash kept from being told; who is to be told after this attempt is found below.
             self._tell(entry, resumed=True)
+        sender = self._qualified(entry, entry.envelope.sender)
         for index in entry.pending:
             address = self._address(entry, index)
-            hop = route(address, self._run.config)
+            hop = route(address, self._run.config, sender)
             self._todo.setdefault(hop, {})[index] = address
-        for hop in [hop for hop in self._todo if hop.kind == ERROR]:
+        for hop in [hop for hop in self._todo if hop.kind in (ERROR, DISCARD)]:
             # Nobody is asked about those.
-            with Remote(hop, self._run.config, self._run.resolver) as nobody:
-                self._send(hop, self._todo.pop(hop), nobody)
+            now = time.time()
+            recipients = self._todo.pop(hop)
+            self._reserve(entry, recipients, 0)
+            self._settle([_without_server(index, hop, now) for index in recipients])
 
     def _held_for_flood(self, entry: Entry) -> bool:
         run = self._run
@@ -281,49 +311,35 @@ class Attempt:
 
     # -- one next hop
 
-    def _send(self, hop: NextHop, waiting: dict[int, bytes], remote: Remote) -> None:
-        """One attempt for each of ``waiting``, recorded as it goes."""
+    def _job(self, hop: NextHop) -> "Job":
         entry = self._claimed()
-        with self._lock:
-            room = self._reserve(entry, waiting, 0)
-        for verdicts in self._verdicts(entry, waiting, remote):
-            with self._lock:
-                # A fault of this machine says nothing about the server and does not advance the back-off.
-                self._counts |= any(verdict.scope != policy.LOCAL for verdict in verdicts)
-                for verdict in verdicts:
-                    self._log_outcome(entry, verdict.outcome)
-                    del waiting[verdict.outcome.recipient]
-                self._record(entry, verdicts)
-                room = self._reserve(entry, waiting, room - len(verdicts))
-        if remote.unreachable is None:
-            self._put_off |= any(
-                not o.final for o in map(entry.latest.get, self._todo.get(hop, ())) if o
-            )
-
-    def _verdicts(
-        self, entry: Entry, waiting: dict[int, bytes], remote: Remote
-    ) -> Iterator[list[Verdict]]:
-        """As they come; ``waiting`` is kept by the caller."""
+        waiting = self._todo[hop]
+        sender = self._qualified(entry, entry.envelope.sender)
+        job = Job(self, sender, waiting)
         try:
-            with self._lock:
-                outgoing = Outgoing(entry, self._run.config)
-                if entry.facts is None:
-                    # The first attempt decides what it needs of the configuration.
-                    entry.keep_facts(outgoing.facts)
-            sender = self._qualified(entry, entry.envelope.sender)
+            outgoing = Outgoing(entry, self._run.config)
+            if entry.facts is None:
+                # The first attempt decides what it needs of the configuration.
+                entry.keep_facts(outgoing.facts)
+            job.room = self._reserve(entry, waiting, 0)
+            job.content = _content(entry, outgoing)
             if outgoing.hops > _MOST_HOPS:
                 loop = f"too many hops ({outgoing.hops} Received fields): a mail loop"
-                yield [
-                    policy.judge(index, mx.Unroutable(loop, "5.4.6"), at=time.time())
-                    for index in waiting
-                ]
-                return
-            yield from remote.attempt(sender, waiting, _content(entry, outgoing))
-        except (BrokenRecord, OSError, Stopped):
+                job.give_up(mx.Unroutable(loop, "5.4.6"))
+        except (BrokenRecord, NoRoom, OSError, SpoolError):
             raise
         except Exception as exc:  # noqa: BLE001 - as any failure it waits longer each time
-            bug = self._bug(entry, exc)
-            yield [policy.judge(index, bug, at=time.time()) for index in waiting]
+            job.give_up(self._bug(entry, exc))
+        return job
+
+    def _settle(self, verdicts: list[Verdict]) -> None:
+        """Log and record."""
+        entry = self._claimed()
+        # A fault of this machine says nothing about the server and does not advance the back-off.
+        self._counts |= any(verdict.scope != policy.LOCAL for verdict in verdicts)
+        for verdict in verdicts:
+            self._log_outcome(entry, verdict.outcome)
+        self._record(entry, verdicts)
 
     def _reserve(self, entry: Entry, waiting: dict[int, bytes], room: int) -> int:
         """Room for the outcomes of the next transaction, where there is room for so many; for how many there is now."""
@@ -438,8 +454,20 @@ class Attempt:
             entry.record(outcomes, entry.attempts)
         if until is not None and self._downs:
             probe = float(min(down.until for down in self._downs))
-            until = min(until, probe) if self._put_off else probe
+            # The probes count towards the end, and not for those whose server was reached.
+            until = min(self._wait(entry, now), probe) if self._put_off else probe
         return until
+
+    def _wait(self, entry: Entry, now: float) -> float:
+        """When it is tried again, by its own attempts."""
+        spool = self._run.config.spool
+        return retry.wait_after(
+            entry.attempts,
+            now,
+            retry_min=spool.retry_min,
+            retry_max=spool.retry_max,
+            jitter=retry.jitter(entry.envelope.queue_id, entry.attempts),
+        )
 
     def _unheard(self, index: int) -> Outcome:
         """What stands for a recipient that waited for a destination, and of whom no server was asked."""
@@ -491,6 +519,65 @@ class Attempt:
         )
 
 
+class Job:
+    """A message for one next hop, as ``delivery.remote`` delivers it; whoever gives it adds ``done`` and ``give_back``.
+
+    ``recipients``  those of the next hop: index → qualified address
+    ``room``        for the outcomes of so many there is room
+    """
+
+    __slots__ = ("_attempt", "content", "recipients", "room", "sender")
+
+    def __init__(self, attempt: Attempt, sender: bytes, recipients: dict[int, bytes]) -> None:
+        self._attempt = attempt
+        self.sender = sender
+        self.recipients = dict(recipients)
+        self.room = 0
+        self.content = Content(lambda: (), size=0, eight_bit=False)
+
+    def settle(self, verdicts: list[Verdict]) -> bool:
+        """Record what became of these recipients; False when nothing more is to be sent of the message."""
+        attempt = self._attempt
+        with attempt._lock:
+            attempt._guarded(lambda: self._settle(verdicts))
+            return not attempt._over
+
+    def fail(self, error: Exception) -> None:
+        """Reading the message raised this."""
+        attempt = self._attempt
+
+        def act() -> None:
+            if isinstance(error, (BrokenRecord, OSError, SpoolError, Stopped)):
+                raise error
+            self.give_up(attempt._bug(attempt._claimed(), error))
+
+        with attempt._lock:
+            attempt._guarded(act)
+
+    def give_up(self, error: MinisendError) -> None:
+        """This is what all who wait have to hear."""
+        now = time.time()
+        self._settle([policy.judge(index, error, at=now) for index in self.recipients])
+
+    def _settle(self, verdicts: list[Verdict]) -> None:
+        attempt = self._attempt
+        for verdict in verdicts:
+            del self.recipients[verdict.outcome.recipient]
+        attempt._settle(verdicts)
+        if self.recipients and not attempt._over:
+            self.room = attempt._reserve(
+                attempt._claimed(), self.recipients, self.room - len(verdicts)
+            )
+
+
+def _without_server(index: int, hop: NextHop, at: float) -> Verdict:
+    """What a next hop is that nobody is asked about."""
+    if hop.kind == DISCARD:
+        outcome = Outcome(index, DELIVERED, "2.0.0", "discarded by route", at=at)
+        return Verdict(outcome, policy.STOP, policy.RECIPIENT)
+    return policy.judge(index, mx.Unroutable(hop.name, hop.status), at=at)
+
+
 def qualified(entry: Entry, address: bytes, config: Config) -> bytes:
     """An address of the envelope with the domain that the first attempt used: the header has it, and a report will."""
     return qualify(address, entry.facts.mail_domain if entry.facts else config.mail_domain.encode())
@@ -528,6 +615,8 @@ def _content(entry: Entry, outgoing: Outgoing) -> Content:
         outgoing.octets,
         size=outgoing.wire_size,
         eight_bit=outgoing.eight_bit,
+        header=outgoing.header,
+        long_line=outgoing.long_line,
         ret=envelope.ret,
         envid=envelope.envid,
         dsn={

@@ -19,6 +19,7 @@ Source: DESIGN section 4; Postfix's qmgr(8) ("dead" destinations).
 import hashlib
 import json
 import os
+import re
 from dataclasses import asdict, dataclass, fields
 from urllib.parse import quote
 
@@ -28,6 +29,10 @@ from minisend.envelope import DELAYED, Outcome
 # What is not to be quoted in a file name; a name that begins with a dot is none of ours.
 _PLAIN = "[]:,@+"
 _LONGEST_NAME = 200
+# Octets of a status file; replies are cut before they come here.
+_LONGEST = 64 * 1024
+# As in the names of messages: eleven digits, the year 5138.
+_LAST_TIME = 10**11 - 1
 #: Seconds after a failure in which a process that goes on working probes for nobody.
 PROBE_PAUSE = 60.0
 
@@ -128,15 +133,29 @@ class Destinations:
         """What is known of the next hop of this name (``NextHop.name``), None when nothing is wrong with it."""
         try:
             with open(self._path(name), "rb") as file:
-                return _parse(file.read(64 * 1024))
+                return _parse(file.read(_LONGEST))
         except OSError:
             return None
+
+    def all(self) -> list[tuple[str, Down]]:
+        """Name and status of each next hop that something is known of, by name."""
+        found = []
+        try:
+            for file_name in os.listdir(self._directory):
+                with open(f"{self._directory}/{file_name}", "rb") as file:
+                    octets = file.read(_LONGEST)
+                down = _parse(octets)
+                if down is not None and file_name.startswith("="):
+                    found.append((str(json.loads(octets).get("destination", "")), down))
+        except OSError:
+            pass
+        return sorted(found, key=lambda pair: pair[0])
 
     def put(self, name: str, down: Down) -> None:
         """Keep it for other processes and the next run."""
         path = self._path(name)
         # Of this process alone, whose threads do not write about one destination at the same time.
-        draft = f"{path}.{os.getpid()}"
+        draft = f"{self._directory}/.{os.getpid()}.{os.path.basename(path)}"
         octets = json.dumps({"destination": name, **asdict(down)}).encode("ascii")
         try:
             os.makedirs(self._directory, 0o700, exist_ok=True)
@@ -181,9 +200,14 @@ def _parse(octets: bytes) -> Down | None:
         values["counted"] = tuple(map(float, values["counted"]))
         down = Down(**{field.name: values[field.name] for field in fields(Down)})
         texts = (down.status, down.reason, down.remote_mta, down.diagnostic, down.command)
-        numbers = (down.since, down.failures, down.until, down.at)
-    except (ValueError, TypeError, KeyError, RecursionError):
+        times = (down.since, down.until, down.at, *down.counted)
+        believed = (
+            all(isinstance(text, str) for text in texts)
+            and re.fullmatch(r"4\.[0-9]{1,3}\.[0-9]{1,3}", down.status)
+            and all(type(number) in (int, float) and 0 <= number <= _LAST_TIME for number in times)
+            and type(down.failures) is type(down.until) is int
+            and down.failures >= 0
+        )
+    except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
         return None
-    if not all(isinstance(text, str) for text in texts) or not down.status.startswith("4."):
-        return None
-    return down if all(type(number) in (int, float) for number in numbers) else None
+    return down if believed else None

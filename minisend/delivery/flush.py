@@ -5,12 +5,12 @@ Selects; who works at what is ``delivery.lanes``'s, and what happens to a messag
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from minisend.address import AddressError, split, to_ascii
 from minisend.config import Config
-from minisend.delivery import mx, slots
+from minisend.delivery import mx, slots, workers
 from minisend.delivery.attempt import Run, Summary, qualified
 from minisend.delivery.destination import Destinations
 from minisend.delivery.flood import Flood
@@ -46,11 +46,13 @@ class Stop:
     def __init__(self) -> None:
         self.asked = False
         self.wake: Callable[[], None] = lambda: None
+        self.also: Callable[[], None] = lambda: None
 
     def ask(self) -> None:
         """End as soon as no message is in doubt."""
         self.asked = True
         self.wake()
+        self.also()
 
 
 def flush(
@@ -60,10 +62,14 @@ def flush(
     log: Log,
     progress: Callable[[int, int], None] = lambda done, total: None,
     stop: Stop | None = None,
+    processes: int = 1,
+    trace: Callable[[str], None] | None = None,
 ) -> Summary:
     """Attempt the selected messages once, and the reports that come of it.
 
-    ``progress``  called with (messages done, messages selected)
+    ``progress``   called with (messages done, messages selected)
+    ``processes``  that may share the work if there is much of it; no thread of ours may exist then
+    ``trace``      gets each line of each dialogue, without secrets
     Raises SpoolError when the queue cannot be read at all, or its changes not be made durable; UsageError for an id
     that is not in the queue.
     """
@@ -71,18 +77,29 @@ def flush(
     if not os.path.lexists(f"{config.spool.path}/queue"):
         return summary
     stop = stop or Stop()
-    try:
+    missing: list[str] = []
+
+    def deliver(
+        share: Iterable[Place],
+        summary: Summary,
+        far: bool = False,
+        *,
+        progress: Callable[[int, int], None] = lambda done, total: None,
+        let_in: Callable[[bool], None] = lambda far: None,
+    ) -> None:
         with open_queue(config, summary, log) as queue:
-            queue.sweep(time.time())
-            places, missing = _select(queue, config, selection)
             run = new_run(config, queue, summary, log)
+            run.processes = len(parts)
+            run.trace = trace
+            run.let_in = let_in
+            run.far = far
             lanes = Lanes(run)
             run.came_up = lambda place: lanes.add(place, came_up=True)
             stop.wake = lanes.stop
             if stop.asked:
                 lanes.stop()
             try:
-                for place in places:
+                for place in share:
                     if lanes.stopping:
                         break
                     if _selected(place, selection, queue, config):
@@ -93,12 +110,34 @@ def flush(
                 raise
             finally:
                 lanes.close()
-            summary.stopped = lanes.stopping
+            summary.stopped |= lanes.stopping
             queue.sync()
-            if missing:
-                raise UsageError(f"{', '.join(missing)}: no such message waits in the queue")
+
+    try:
+        with open_queue(config, summary, log) as queue:
+            now = time.time()
+            queue.sweep(now)
+            places, missing = _select(queue, config, selection)
+            Destinations(config.spool.path).sweep(now - config.spool.lifetime)
+        parts = workers.shares(places, processes)
+        if len(parts) == 1:
+            deliver(places, summary, progress=progress)
+        else:
+            further = workers.Workers(parts[1:], deliver, log)
+            stop.also = further.stop
+            try:
+                deliver(parts[0], summary, progress=progress, let_in=further.begin)
+            finally:
+                begun = further.finish(summary)
+                stop.also = lambda: None
+            if not begun and not summary.stopped:
+                # Nobody has let us in: the others are put off, which costs little.
+                del parts[1:]
+                deliver(places, summary, progress=progress)
     except OSError as exc:
         raise SpoolError(f"{config.spool.path}/queue: {exc.strerror}") from exc
+    if missing:
+        raise UsageError(f"{', '.join(missing)}: no such message waits in the queue")
     return summary
 
 
@@ -127,8 +166,8 @@ def new_run(config: Config, queue: Queue, summary: Summary, log: Log) -> Run:
 
 def add_recovered(lanes: Lanes, queue: Queue) -> None:
     """What was put off to the next probe of a destination that has answered: its time is the probe's."""
-    if lanes.recovered:
-        times, lanes.recovered = lanes.recovered, set()
+    times = lanes.take_recovered()
+    if times:
         for place in queue.places("cur"):
             if place.due in times:
                 lanes.add(place)
@@ -158,7 +197,7 @@ def background_flush(config: Config, log: Log, stop: Stop | None = None) -> int:
         try:
             with Queue(config.spool.path) as queue:
                 seen |= {place.queue_id for place in queue.places("new")}
-            summary = flush(config, Selection(), log=log, stop=stop)
+            summary = flush(config, Selection(), log=log, stop=stop, processes=workers.processes())
         finally:
             os.close(slot)
         # A message that came while the slots were taken found no flusher of its own to serve it; one that its

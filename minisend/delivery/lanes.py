@@ -1,14 +1,17 @@
 """Lanes: who works at which message, over how many connections, in which turn.
 
 A lane is a thread with one connection to one next hop.  A next hop begins with a single lane, which is its probe; once
-a server has let it in there are up to ``_FIRST_LANES``, and one more for as many deliveries as there are lanes, up to
-[delivery] connections_per_host.  A server that lets no further one in gets no more than it had.  One slow server holds
-its own lanes and nobody else's.
+a server has let it in there are up to ``_FIRST_LANES``, and one more for each delivery, up to [delivery]
+connections_per_host; but none more while this process has its hands full with those there are.  A server that lets no further one in gets no more than it had, and a lane that loses
+its connection and is not let in again ends: the messages are for those that were.  One slow server holds its own lanes
+and nobody else's.
 
     while all [delivery] connections are in use         a lane that has had its turn makes room for a next hop that has none
     a next hop lets nobody in                           that was the probe: whatever else this run has for it is put off to
                                                         the next one, and costs a claim and a rename
     it answers again                                    what was put off to that probe is due now, see ``recovered``
+    the rate of a smarthost allows no message now       a lane waits up to a minute for its turn, unless a next hop has
+                                                        no connection; then the message is put off, as above
     the run is to end                                   each lane ends its transaction; who has not begun one, at once
 
 Never touches a queue file (``delivery.attempt``) and never decides what is due (``delivery.flush``, ``delivery.serve``).
@@ -19,12 +22,16 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from dataclasses import replace
+from time import monotonic, process_time
 
-from minisend.delivery.attempt import Attempt, Run
+from minisend.delivery.attempt import Attempt, Job, Run
 from minisend.delivery.destination import PROBE_PAUSE, Down, after_failure
 from minisend.delivery.policy import LOCAL, Verdict
-from minisend.delivery.remote import Remote
+from minisend.delivery.rate import Rate, rate_of
+from minisend.delivery.remote import Content, Remote, Stopped
 from minisend.delivery.route import NextHop, common
+from minisend.errors import SystemFault
 from minisend.log import line
 from minisend.spool.store import Place
 
@@ -35,8 +42,17 @@ _TURN = 20
 _IDLE = 2.0
 # Messages that stay claimed until their turn comes; of more, only the names are kept.
 _KEPT_OPEN = 50
-# A server that lets no further lane in is asked for one less often by this.
+# After a server let no further lane in: what of a lane there is for as many deliveries as there are lanes.
 _CAUTION = 0.25
+# The share of a processor with which the lanes do not wait for servers, but for each other; over how many seconds.
+_BUSY = 0.35
+_BUSY_SECONDS = 0.01
+# Seconds between two looks at that, where nothing else happens.
+_LOOK = 0.1
+# Seconds that a lane waits for its next message where a rate allows no more now; what would wait longer is put off.
+_PATIENCE = 60.0
+# ... and the longest that it does not look for what must be done meanwhile.
+_GLANCE = 1.0
 
 
 class _Work:
@@ -65,22 +81,33 @@ class _Work:
 class _Destination:
     """A next hop and its lanes.
 
-    ``lanes``   threads; of them ``idle`` wait for work, ``open`` have been let in
-    ``limit``   lanes that it may have now, at most ``most``; ``growth`` of a lane for as many deliveries as there are lanes
+    ``begun``   lanes so far
+    ``lanes``   threads; of them ``coming`` have not asked for work yet, ``idle`` wait for it, ``open`` have been let in
+    ``limit``   lanes that it may have now, at most ``most``; each delivery adds ``growth``
     ``failed``  the wave and the time (seconds) of the last failure in this run
     """
 
-    def __init__(self, hop: NextHop, lock: threading.RLock, most: int, down: Down | None) -> None:
+    def __init__(
+        self,
+        hop: NextHop,
+        lock: threading.RLock,
+        most: int,
+        down: Down | None,
+        rate: Rate | None,
+    ) -> None:
         self.hop = hop
         self.work: deque[_Work] = deque()
         self.changed = threading.Condition(lock)
         self.lanes = 0
+        self.coming = 0
         self.idle = 0
         self.open = 0
+        self.begun = 0
         self.limit = 1.0
         self.growth = 1.0
         self.most = most
         self.down = down
+        self.rate = rate
         self.failed: tuple[int, float] | None = None
 
 
@@ -96,28 +123,38 @@ class Lanes:
         self._ready = ready
         self._lock = threading.RLock()
         self._finished = threading.Condition(self._lock)
+        # who waits for a rate: woken when it is of no use any more
+        self._no_patience = threading.Condition(self._lock)
         self._destinations: dict[NextHop, _Destination] = {}
         self._threads: set[threading.Thread] = set()
         # next hops that have work and no lane, since there is no connection for them
         self._queue: deque[_Destination] = deque()
-        self._in_hand: dict[str, int] = {}
+        # queue id → the name under which it was added, and how many are at work for it
+        self._in_hand: dict[str, tuple[str, int]] = {}
+        # connections, so threads, that there may be in all
+        self._most = max(1, run.config.delivery.connections // run.processes)
         self._wave = 0
         self._closing = False
         self._died: BaseException | None = None
+        self._busy = True
+        self._busy_since = (monotonic(), process_time())
         self.stopping = False
         self.recovered: set[int] = set()
         self.done = 0
         self.added = 0
 
-    def add(self, place: Place, *, came_up: bool = False) -> None:
+    def add(self, place: Place, *, came_up: bool = False) -> bool:
         """Deliver this message, in its turn; one that is in hand already is left out.
 
         ``came_up``  a report that this run has queued
+        False when it is in hand under another name: it was moved meanwhile, and is to be added again.
         """
         with self._lock:
-            if self.stopping or place.queue_id in self._in_hand:
-                return
-            self._in_hand[place.queue_id] = 1
+            if self.stopping:
+                return True
+            if place.queue_id in self._in_hand:
+                return self._in_hand[place.queue_id][0] == place.name
+            self._in_hand[place.queue_id] = (place.name, 1)
             self.added += 1
             work = _Work(place, None, came_up=came_up, wave=self._wave)
         hop = common(self._run.config)
@@ -126,6 +163,13 @@ class Lanes:
         else:
             self._begin(work, None)
             self._release(work)
+        return True
+
+    def take_recovered(self) -> set[int]:
+        """What has come to ``recovered`` since the last time."""
+        with self._lock:
+            times, self.recovered = self.recovered, set()
+        return times
 
     def next_wave(self) -> None:
         """The queue is looked at anew: what is added from here on did not wait while a probe failed."""
@@ -141,9 +185,19 @@ class Lanes:
     def wait(self, seconds: float) -> bool:
         """Wait until there is nothing left to do, at most so long; True when there is not."""
         with self._lock:
-            if self.busy:
-                self._finished.wait(seconds)
+            until = monotonic() + seconds
+            while self.busy and (left := until - monotonic()) > 0:
+                self._finished.wait(min(left, _LOOK))
+                self.look_after()
             return not self.busy
+
+    def look_after(self) -> None:
+        """To be called now and then: a first message that takes long must not keep those behind it."""
+        with self._lock:
+            if not self._is_busy():
+                for destination in self._destinations.values():
+                    if destination.open and destination.work:
+                        self._begin_in_earnest(destination)
 
     def stop(self) -> None:
         """End with the transactions that are under way.  May be called by a signal handler of the main thread."""
@@ -174,6 +228,7 @@ class Lanes:
         for destination in self._destinations.values():
             destination.changed.notify_all()
         self._finished.notify_all()
+        self._no_patience.notify_all()
 
     # -- work
 
@@ -187,7 +242,8 @@ class Lanes:
                 mine = attempt
                 continue
             with self._lock:
-                self._in_hand[work.place.queue_id] += 1
+                name, count = self._in_hand[work.place.queue_id]
+                self._in_hand[work.place.queue_id] = (name, count + 1)
             self._give(
                 hop,
                 _Work(work.place, attempt, came_up=work.came_up, wave=work.wave),
@@ -202,9 +258,12 @@ class Lanes:
                 destination = self._destinations[hop] = _Destination(
                     hop,
                     self._lock,
-                    settings.connections_per_host,
+                    max(1, settings.connections_per_host // self._run.processes),
                     self._run.destinations.get(hop.name),
+                    rate_of(hop, self._run.config),
                 )
+                if self._run.far:
+                    destination.limit = float(min(_FIRST_LANES, destination.most))
             destination.work.append(work)
             if destination.idle:
                 destination.changed.notify()
@@ -213,9 +272,9 @@ class Lanes:
     def _release(self, work: _Work) -> None:
         """One next hop of this message is done with."""
         with self._lock:
-            left = self._in_hand[work.place.queue_id] - 1
-            if left:
-                self._in_hand[work.place.queue_id] = left
+            name, count = self._in_hand[work.place.queue_id]
+            if count > 1:
+                self._in_hand[work.place.queue_id] = (name, count - 1)
                 return
             del self._in_hand[work.place.queue_id]
             self.done += 1
@@ -228,34 +287,44 @@ class Lanes:
 
     def _staff(self, destination: _Destination) -> None:
         """Begin as many lanes as there is work for, as many as there may be."""
-        most = self._run.config.delivery.connections
         while (
-            len(destination.work) > destination.idle
+            len(destination.work) > destination.idle + destination.coming
             and destination.lanes < int(destination.limit)
             and not self.stopping
         ):
-            if len(self._threads) >= most:
+            if len(self._threads) >= self._most:
                 if not destination.lanes and destination not in self._queue:
                     self._queue.append(destination)
                     # Whoever keeps a connection for nothing gives it up.
                     for other in self._destinations.values():
                         if other.idle:
                             other.changed.notify_all()
+                    self._no_patience.notify_all()
                 return
             thread = threading.Thread(target=self._lane, args=(destination,), daemon=True)
+            try:
+                thread.start()
+            except RuntimeError as exc:
+                # RLIMIT_NPROC, the limit of a container: there is room for as many as there are.
+                self._most = len(self._threads)
+                if not self._most:
+                    self._died = self._died or SystemFault(f"delivery: {exc}")
+                    self.stop()
+                continue
             destination.lanes += 1
+            destination.coming += 1
             self._threads.add(thread)
-            thread.start()
 
     def _lane(self, destination: _Destination) -> None:
         lane = _Lane(self, self._run, destination)
         try:
             lane.work()
+        except Stopped:
+            pass  # while it said goodbye
         except Exception as exc:  # noqa: BLE001 - the others go on, and the messages stay as they are
-            import traceback
-
-            trace = "".join(traceback.format_exception(exc))
-            self._run.log.error(line("-", event="bug", trace=trace))
+            self.log_bug(exc)
+            # What ends each new lane at its beginning must not begin them without end.
+            self.turned_away(destination)
         except BaseException as exc:  # noqa: BLE001 - the run ends with it: ``close`` raises it
             with self._lock:
                 self._died = self._died or exc
@@ -263,21 +332,31 @@ class Lanes:
         finally:
             with self._lock:
                 destination.lanes -= 1
+                destination.coming -= lane.is_coming
                 destination.open -= lane.is_open
+                if not destination.lanes:
+                    # Nobody knows whether it still lets anybody in: the next lane is a probe again.
+                    destination.limit = 1.0
+                    if not destination.work and not (destination.down or destination.rate):
+                        del self._destinations[destination.hop]
                 self._threads.discard(threading.current_thread())
-                while self._queue and len(self._threads) < self._run.config.delivery.connections:
+                while self._queue and len(self._threads) < self._most:
                     self._staff(self._queue.popleft())
                 self._staff(destination)
 
-    def next_work(self, destination: _Destination, served: int) -> _Work | None:
-        """The next message for a lane that has served so many; None when it is to end."""
+    def next_work(
+        self, destination: _Destination, lane: "_Lane", *, wait: bool = True
+    ) -> _Work | None:
+        """The next message for a lane; None when it is to end, or, without ``wait``, to be idle."""
         with self._lock:
+            destination.coming -= lane.is_coming
+            lane.is_coming = False
             while not self.stopping:
-                if self._queue and served >= _TURN:
+                if self._queue and lane.served >= _TURN:
                     return None
                 if destination.work:
                     return destination.work.popleft()
-                if self._closing or self._queue:
+                if self._closing or self._queue or not wait:
                     return None
                 destination.idle += 1
                 try:
@@ -288,6 +367,20 @@ class Lanes:
                     return None
             return None
 
+    def log_bug(self, exc: Exception) -> None:
+        """What nobody has foreseen, with its traceback."""
+        import traceback
+
+        trace = "".join(traceback.format_exception(exc))
+        self._run.log.error(line("-", event="bug", trace=trace))
+
+    def take_back(self, destination: _Destination, work: _Work) -> None:
+        """A lane has taken this and cannot deliver it: it is the next one's."""
+        with self._lock:
+            destination.work.appendleft(work)
+            if destination.idle:
+                destination.changed.notify()
+
     # -- what is known of a destination
 
     def let_in(self, destination: _Destination, lane: "_Lane") -> None:
@@ -297,12 +390,14 @@ class Lanes:
             if not lane.is_open:
                 lane.is_open = True
                 destination.open += 1
+                if destination.open == 1 and not self._is_busy():
+                    self._begin_in_earnest(destination)
             down, destination.down = destination.down, None
             destination.failed = None
-            destination.limit = max(destination.limit, float(min(_FIRST_LANES, destination.most)))
             if down is not None:
                 self.recovered.add(down.until)
             self._staff(destination)
+        self._run.let_in(not self._is_busy())
         if down is not None:
             self._run.destinations.forget(destination.hop.name)
             self._run.log.info(
@@ -310,18 +405,33 @@ class Lanes:
             )
             self._ready()
 
+    def _begin_in_earnest(self, destination: _Destination) -> None:
+        first = float(min(_FIRST_LANES, destination.most))
+        if destination.limit < first and destination.growth == 1.0:
+            destination.limit = first
+            self._staff(destination)
+
+    def _is_busy(self) -> bool:
+        now, used = monotonic(), process_time()
+        since, used_then = self._busy_since
+        if now - since >= _BUSY_SECONDS:
+            self._busy = (used - used_then) / (now - since) >= _BUSY
+            self._busy_since = (now, used)
+        return self._busy
+
     def turned_away(self, destination: _Destination) -> None:
         """A further lane was not let in, while others are: no more than there are, for a while."""
         with self._lock:
             destination.limit = float(max(1, destination.open))
-            destination.growth *= _CAUTION
+            destination.growth = _CAUTION / destination.limit
 
     def delivered(self, destination: _Destination) -> None:
         """A message went through: room for a part of a further lane."""
         with self._lock:
-            grown = destination.limit + destination.growth / destination.limit
-            destination.limit = min(grown, float(destination.most))
-            self._staff(destination)
+            if not self._is_busy():
+                grown = destination.limit + destination.growth
+                destination.limit = min(grown, float(destination.most))
+                self._staff(destination)
 
     def put_off(self, destination: _Destination, work: _Work) -> Down | None:
         """Why this message waits without being attempted, if it does: a probe has failed since it was selected, or just now."""
@@ -332,6 +442,35 @@ class Lanes:
             now = time.time()
             just_now = at <= now < min(at + PROBE_PAUSE, destination.down.until)
             return destination.down if work.wave <= wave or just_now else None
+
+    def held_back(self, destination: _Destination, meanwhile: Callable[[], None]) -> Down | None:
+        """Wait until the rate of this destination allows a message; why it does not, when that takes too long.
+
+        ``meanwhile``  is called about each second.  Raises Stopped when the run is to end.
+        """
+        rate = destination.rate
+        if rate is None:
+            return None
+        patience = time.monotonic() + _PATIENCE
+        while (free := rate.take(now := time.time())) > now:
+            meanwhile()
+            with self._lock:
+                if self.stopping:
+                    raise Stopped
+                if self._queue or free - now > patience - time.monotonic():
+                    break
+                self._no_patience.wait(min(free - now, _GLANCE))
+        else:
+            return None
+        down = rate.put_off(now)
+        # One further away would be taken for the work of a clock that was stepped.
+        latest = int(now + self._run.config.spool.retry_max)
+        if not rate.told:
+            rate.told = True
+            self._run.log.info(
+                line("-", event="rate limit", relay=destination.hop.name, reason=down.reason)
+            )
+        return replace(down, until=min(down.until, latest))
 
     def failed(self, destination: _Destination, lane: "_Lane", verdict: Verdict) -> Down | None:
         """No server let this lane in: what its message, and all others, wait for.  None while there are lanes that were let in."""
@@ -364,7 +503,12 @@ class _Lane:
         self._lanes = lanes
         self._run = run
         self._destination = destination
+        self.served = 0
+        destination.begun += 1
+        self._number = destination.begun
+        self._in_hand: dict[_Carried, None] = {}
         self.is_open = False
+        self.is_coming = True
 
     def work(self) -> None:
         """Serve the destination for as long as there is something to do."""
@@ -374,40 +518,74 @@ class _Lane:
             run.config,
             run.resolver,
             opened=lambda: lanes.let_in(destination, self),
+            trace=self._trace if run.trace is not None else None,
             while_waiting=self._make_durable,
             stopping=lambda: lanes.stopping,
         ) as remote:
             if destination.open and not remote.open_ahead():
                 lanes.turned_away(destination)
                 return
-            served = 0
-            while (work := lanes.next_work(destination, served)) is not None:
-                try:
-                    self._serve(work, remote)
-                finally:
-                    lanes._release(work)
-                served += 1
+            try:
+                while (work := lanes.next_work(destination, self)) is not None:
+                    if destination.open > self.is_open and not remote.open_ahead():
+                        # Others are in, and it would put off whatever message it takes.
+                        lanes.take_back(destination, work)
+                        lanes.turned_away(destination)
+                        break
+                    carried = self._take(work)
+                    if carried is not None:
+                        remote.serve(carried, self._more)
+            except Stopped:
+                pass
+            finally:
+                for carried in list(self._in_hand):
+                    carried.drop()
             # Before the goodbye, which a server can draw out.
             self._make_durable()
 
-    def _serve(self, work: _Work, remote: Remote) -> None:
+    def _more(self) -> "_Carried | None":
+        """What is to follow a message over the same session; None when there is nothing now."""
         lanes, destination = self._lanes, self._destination
+        while destination.rate is None:
+            work = lanes.next_work(destination, self, wait=False)
+            if work is None:
+                return None
+            try:
+                carried = self._take(work)
+            except Exception as exc:  # noqa: BLE001 - what is in flight is to be heard of first
+                lanes.log_bug(exc)
+                return None
+            if carried is not None:
+                return carried
+        return None
+
+    def _take(self, work: _Work) -> "_Carried | None":
+        """Begin with a message; None when nothing is to be sent of it."""
+        lanes, destination = self._lanes, self._destination
+        self.served += 1
         attempt = work.attempt or lanes._begin(work, destination)
         if attempt is None:
-            return
+            lanes._release(work)
+            return None
+        carried = _Carried(self, work, attempt)
         down = None
-        try:
-            if attempt.enter(destination.hop):
+        if attempt.enter(destination.hop):
+            try:
                 down = lanes.put_off(destination, work)
                 if down is None:
-                    remote.unreachable = None
-                    attempt.deliver(destination.hop, remote)
-                    if remote.unreachable is not None:
-                        down = lanes.failed(destination, self, remote.unreachable)
-                    else:
-                        lanes.delivered(destination)
-        finally:
-            attempt.leave(destination.hop, down)
+                    down = lanes.held_back(destination, self._make_durable)
+            except Stopped:
+                carried.drop()
+                raise
+            if down is None and carried.begin():
+                return carried
+        carried.leave(down)
+        return None
+
+    def _trace(self, text: str) -> None:
+        if self._run.trace is not None:
+            # Of several connections to the same server each has a number.
+            self._run.trace(f"{self._destination.hop.name} ({self._number}) {text}")
 
     def _make_durable(self) -> None:
         # Removals and moves must not wait for a server that takes minutes.  Where this fails it is for the end to
@@ -416,3 +594,83 @@ class _Lane:
             self._run.queue.sync()
         except OSError as exc:
             self._run.log.error(line("-", event="unsynced", reason=f"queue: {exc.strerror}"))
+
+
+class _Carried:
+    """A message that a lane has in hand, as ``delivery.remote`` sees it."""
+
+    __slots__ = ("_attempt", "_job", "_lane", "_work")
+
+    def __init__(self, lane: _Lane, work: _Work, attempt: Attempt) -> None:
+        self._lane = lane
+        self._work = work
+        self._attempt = attempt
+        self._job: Job | None = None
+        lane._in_hand[self] = None
+
+    def begin(self) -> bool:
+        """Make it ready to be sent; False when there is nothing to send."""
+        self._job = self._attempt.job(self._lane._destination.hop)
+        return self._job is not None
+
+    @property
+    def _begun(self) -> Job:
+        if self._job is None:
+            raise RuntimeError("the message was not made ready")
+        return self._job
+
+    @property
+    def sender(self) -> bytes:
+        return self._begun.sender
+
+    @property
+    def recipients(self) -> dict[int, bytes]:
+        return self._begun.recipients
+
+    @property
+    def content(self) -> Content:
+        return self._begun.content
+
+    def settle(self, verdicts: list[Verdict]) -> bool:
+        """See ``remote.Job``."""
+        return self._begun.settle(verdicts)
+
+    def fail(self, error: Exception) -> None:
+        """See ``remote.Job``."""
+        self._begun.fail(error)
+
+    def give_back(self) -> None:
+        """See ``remote.Job``."""
+        lane = self._lane
+        self._attempt.pause()
+        lane._in_hand.pop(self, None)
+        self._work.attempt = self._attempt
+        lane._lanes.take_back(lane._destination, self._work)
+
+    def done(self, unreachable: Verdict | None) -> None:
+        """See ``remote.Job``."""
+        lane = self._lane
+        down = None
+        if unreachable is not None:
+            down = lane._lanes.failed(lane._destination, lane, unreachable)
+        else:
+            lane._lanes.delivered(lane._destination)
+        self.leave(down)
+
+    def leave(self, down: Down | None) -> None:
+        """Its next hop is done with; ``down``: until that answers again."""
+        try:
+            self._attempt.leave(self._lane._destination.hop, down)
+        finally:
+            self._end()
+
+    def drop(self) -> None:
+        """The run ends before it was sent, or before it is known what became of it."""
+        try:
+            self._attempt.drop(self._lane._destination.hop)
+        finally:
+            self._end()
+
+    def _end(self) -> None:
+        self._lane._in_hand.pop(self, None)
+        self._lane._lanes._release(self._work)

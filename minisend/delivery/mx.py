@@ -14,8 +14,9 @@ It never connects to a server, and a failure here is always an ``Unroutable``, w
     address                                          4.4.4    as Postfix
     no answer, SERVFAIL, REFUSED                     4.4.3    RFC 5321 section 5.1
     dnspython is not installed, no resolv.conf       4.3.5    -
-    (smarthost) the system resolver finds nothing    4.4.4    it is named in the configuration, so
-                                                              no fault of the message's
+    (what the configuration names: smarthost, LMTP   4.4.4    no fault of the message's
+    or SMTP server) the system resolver finds
+    nothing; no SRV record for it, or "."
 
 A lookup that fails for the moment never lets a name that failed for good decide: 4.4.3 wins over
 5.4.4, and SERVFAIL for the MX does not lead to the implicit one.  But one host with an address is
@@ -27,7 +28,14 @@ would listen.  With another ``mx_port`` the administrator has said where servers
 addresses prove nothing (several servers on one machine, tests on loopback).  MX hosts of our own or a
 worse preference are dropped, for they would hand the message back (RFC 5321 section 5.1).
 
-Smarthosts are looked up with the system resolver: /etc/hosts counts and dnspython is not needed.
+Smarthosts are looked up with the system resolver: /etc/hosts counts and dnspython is not needed.  But ``srv`` needs it:
+
+    1.  _submissions._tcp     TLS from the first octet     RFC 8314 sections 3.3 and 5.1
+    2.  _submission._tcp      STARTTLS, required           RFC 6186 section 3.1
+
+Of each the targets by priority, among equals by lot according to weight (RFC 2782).  What a certificate must hold: the
+name of the target when it is the domain asked for or below it, else that domain (RFC 6186 section 6, RFC 7817 section
+3): the answer may be a stranger's, who has good certificates for names of their own.
 
 Where no DNS server answers, each name would wait for its whole time in turn: after two names without
 any answer one is asked every ``CACHE_SECONDS``, and the others fail at once.
@@ -42,16 +50,16 @@ import ipaddress
 import random
 import socket
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain, groupby, zip_longest
 from typing import TYPE_CHECKING, TypeVar
 
-from minisend.delivery.route import ERROR, SMARTHOST, NextHop
+from minisend.delivery.route import ERROR, NextHop
 from minisend.errors import MinisendError
 
 if TYPE_CHECKING:
-    from minisend.config import Config, Dns, Smarthost
+    from minisend.config import Config, Dns
 
 T = TypeVar("T")
 
@@ -61,24 +69,35 @@ CACHE_SECONDS = 60.0
 # Postfix stops at 5 (smtp_mx_address_limit); large providers list up to 15.
 TARGET_LIMIT = 20
 SMTP_PORT = 25
+# Service and level of TLS, the preferred one first.
+_SERVICES = (("_submissions._tcp", "implicit"), ("_submission._tcp", "starttls"))
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
     """One address to connect to.
 
-    ``host``     the name that a certificate must hold; the address itself when there is no name
-    ``address``  IPv4 or IPv6 in text, no brackets
+    ``host``     its name; the address itself when there is no name
+    ``address``  IPv4 or IPv6 in text, no brackets; or the absolute path of a unix socket, whose port is 0
+    ``tls``      the level that goes with it by the DNS, "" leaves it to the configuration
+    ``domain``   what a certificate must hold in place of ``host``, "" for that
     """
 
     host: str
     address: str
     port: int
+    tls: str = ""
+    domain: str = ""
 
     @property
     def remote_mta(self) -> str:
-        """The form of logs and ``Outcome.remote_mta``: "host[address]:port"."""
-        return f"{self.host}[{self.address}]:{self.port}"
+        """The form of logs and ``Outcome.remote_mta``: "host[address]:port", of a unix socket "host[path]"."""
+        return f"{self.host}[{self.address}]" + (f":{self.port}" if self.port else "")
+
+    @property
+    def server_name(self) -> str:
+        """The name for SNI, and that a certificate must hold."""
+        return self.domain or self.host
 
 
 class Unroutable(MinisendError):
@@ -102,7 +121,7 @@ class NoAnswer(LookupFailed):
 
 
 Query = Callable[[str, str, float], tuple[str, ...]]
-"""The seam to the DNS: (name, "MX" | "A" | "AAAA", seconds) -> records.
+"""The seam to the DNS: (name, "MX" | "SRV" | "A" | "AAAA", seconds) -> records.
 
 Name: lower case, no final dot.  Records in zone file form ("10 mx.example.org.", "192.0.2.1"), CNAMEs
 followed; () when the name has none of the kind.  Raises ``NoSuchName``, ``LookupFailed``, ``NoAnswer``;
@@ -122,8 +141,8 @@ def dns_query(settings: Dns) -> Query:
             import dns.resolver
         except ModuleNotFoundError:
             raise Unroutable(
-                "delivery to MX hosts needs dnspython: install it (python3-dnspython), "
-                "or set [smarthost] host",
+                "delivery to MX hosts, and srv of a smarthost, need dnspython: install it "
+                "(python3-dnspython), or set [smarthost] host",
                 "4.3.5",
             ) from None
         try:
@@ -246,17 +265,26 @@ def targets(
     resolver: Resolver,
     *,
     shuffle: Callable[[list[str]], None] = random.shuffle,
+    draw: Callable[[int, int], int] = random.randint,
     is_own: Callable[[str], bool] | None = None,
 ) -> list[Target]:
     """At least one target, in the order to try them.  Raises ``Unroutable``.
 
     ``shuffle``  puts MX hosts of equal preference into a new order, in place (RFC 5321 section 5.1)
+    ``draw``     a number from the first to the second, both included, for SRV records of equal priority
     ``is_own``   tells an address of this machine, ``is_own_address`` unless given
     """
     if next_hop.kind == ERROR:
         raise Unroutable(next_hop.name, next_hop.status)
-    if next_hop.kind == SMARTHOST and config.smarthost is not None:
-        return _smarthost_targets(config.smarthost)
+    smarthost = next_hop.smarthost_in(config)
+    if smarthost is not None and smarthost.srv:
+        return _srv_targets(smarthost.srv, resolver, draw)
+    if smarthost is not None:
+        return _named_targets(smarthost.hosts, smarthost.port, "smarthost")
+    if next_hop.path:
+        return [Target("localhost", next_hop.path, 0, "none")]
+    if next_hop.host:
+        return _named_targets((next_hop.host,), next_hop.port, "server")
     return _mx_targets(next_hop.domain, config, resolver, shuffle, is_own or is_own_address)
 
 
@@ -338,13 +366,67 @@ def literal_address(domain: str) -> str:
     return address
 
 
-def _smarthost_targets(smarthost: Smarthost) -> list[Target]:
+def _srv_targets(domain: str, resolver: Resolver, draw: Callable[[int, int], int]) -> list[Target]:
+    domain = _normal(domain)
+    deadline = resolver.deadline()
+    failure = ""
+    found: list[Target] = []
+    for service, level in _SERVICES:
+        try:
+            records = resolver.records(f"{service}.{domain}", "SRV", deadline)
+        except NoSuchName:
+            continue
+        except LookupFailed as exc:
+            failure = str(exc)
+            continue
+        for host, port in _in_order(records, draw):
+            try:
+                addresses = resolver.addresses(host, deadline)
+            except LookupFailed as exc:
+                failure = str(exc)
+                continue
+            below = host == domain or host.endswith(f".{domain}")
+            found += [
+                Target(host, address, port, level, "" if below else domain) for address in addresses
+            ]
+    if found:
+        return list(dict.fromkeys(found))[:TARGET_LIMIT]
+    if failure:
+        raise Unroutable(f"looking up the submission servers of {domain}: {failure}", "4.4.3")
+    raise Unroutable(f"the DNS names no submission server of {domain} (SRV, RFC 6186)", "4.4.4")
+
+
+def _in_order(
+    records: tuple[str, ...], draw: Callable[[int, int], int]
+) -> Iterator[tuple[str, int]]:
+    """Host and port of SRV records, in the order to try them (RFC 2782); none where "." says that there is no service."""
+    fields = [record.split(" ") for record in records]
+    services = [
+        (int(priority), int(weight), int(port), _normal(host))
+        for priority, weight, port, host in fields
+        if _normal(host)
+    ]
+    # Those with weight 0 first, so that they have a chance, if a small one.
+    left = sorted(services)
+    while left:
+        equal = [each for each in left if each[0] == left[0][0]]
+        number = draw(0, sum(weight for _, weight, _, _ in equal))
+        for each in equal:
+            number -= each[1]
+            if number <= 0:
+                break
+        left.remove(each)
+        yield each[3], each[2]
+
+
+def _named_targets(hosts: Iterable[str], port: int, what: str) -> list[Target]:
+    """The servers that the configuration names; ``what`` they are is for the error."""
     found: list[Target] = []
     failures: list[str] = []
     status = "4.4.4"
-    for host in smarthost.hosts:
+    for host in hosts:
         try:
-            answers = socket.getaddrinfo(host, smarthost.port, type=socket.SOCK_STREAM)
+            answers = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
         except socket.gaierror as exc:
             failures.append(f"{host}: {exc.strerror}")
             if exc.errno == socket.EAI_AGAIN:
@@ -352,9 +434,9 @@ def _smarthost_targets(smarthost: Smarthost) -> list[Target]:
         except (UnicodeError, OSError) as exc:
             failures.append(f"{host}: {exc}")
         else:
-            found += [Target(host, str(answer[4][0]), smarthost.port) for answer in answers]
+            found += [Target(host, str(answer[4][0]), port) for answer in answers]
     if not found:
-        raise Unroutable(f"looking up the smarthost: {'; '.join(failures)}", status)
+        raise Unroutable(f"looking up the {what}: {'; '.join(failures)}", status)
     return list(dict.fromkeys(found))
 
 

@@ -10,7 +10,7 @@ from minisend.envelope import Facts
 from minisend.message.complete import complete, facts_for
 from minisend.message.header import HEADER_LIMIT, find
 from minisend.message.header import split as split_header
-from minisend.spool.record import EIGHT_BIT
+from minisend.spool.record import EIGHT_BIT, LONG_LINE
 from minisend.spool.store import Entry
 
 
@@ -23,6 +23,7 @@ class Outgoing:
     ``wire_size``  octets with CRLF line ends; of a message over 1 MiB an estimate, its line ends not counted
                    (RFC 1870 section 6.1.2)
     ``eight_bit``  it has octets above 127
+    ``long_line``  it has lines of more than 998 octets; None when nobody has looked
     ``hops``       Received fields that the message came with
     """
 
@@ -35,6 +36,7 @@ class Outgoing:
         "facts",
         "header",
         "hops",
+        "long_line",
         "wire_size",
     )
 
@@ -56,6 +58,7 @@ class Outgoing:
             feeds, returns = self._first.count(b"\n", at), self._first.count(b"\r", at)
             self.wire_size += feeds + returns - 2 * self._first.count(b"\r\n", at)
         self.eight_bit = EIGHT_BIT in entry.trailer.flags or not self.header.isascii()
+        self.long_line = None if entry.trailer.lines < 0 else LONG_LINE in entry.trailer.flags
 
     def body(self) -> Iterator[bytes]:
         """The body in pieces, any line ends.  Raises BrokenRecord before its last piece when it is not as it was written."""

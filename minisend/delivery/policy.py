@@ -5,7 +5,7 @@ The model is Postfix's smtp_trouble.c: the phase says whom a failure concerns, t
 reply how long it lasts, and both together whether another server is worth asking.
 
     reply to                 2yz       4yz                      5yz
-    greeting, EHLO, HELO,    -         delayed, site, next      delayed, site, next: the server, not the
+    greeting, E/HE/LHLO,     -         delayed, site, next      delayed, site, next: the server, not the
     STARTTLS, RSET                                              message, is refused; Postfix keeps trying too
     AUTH                     -         delayed, site, next      delayed, site, stop: every host has the same
                                                                 accounts, and repetition locks them
@@ -13,7 +13,7 @@ reply how long it lasts, and both together whether another server is worth askin
                                                                 (RFC 4954) as a greeting's 5yz
     RCPT TO                  -         delayed, recipient,      failed, recipient, stop
                                        next
-    DATA                     -         delayed, message, next   failed, message, stop
+    DATA, BDAT               -         delayed, message, next   failed, message, stop
     end of data              relayed   delayed, message, next   failed, message, stop
 
     421 in any phase: delayed, site, next (RFC 5321 section 3.8)
@@ -38,12 +38,13 @@ else "the class is all we know": X.0.0 (RFC 3463 section 3.1).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from minisend.delivery.mx import Unroutable
 from minisend.envelope import DELAYED, FAILED, RELAYED, Outcome
 from minisend.errors import (
     ConfigError,
+    DataError,
     LocalProtocolError,
     MinisendError,
     NetworkError,
@@ -51,11 +52,13 @@ from minisend.errors import (
 )
 from minisend.smtp.client import (
     AUTH,
+    BDAT,
     DATA,
     EHLO,
     END_OF_DATA,
     GREETING,
     HELO,
+    LHLO,
     MAIL,
     QUIT,
     RCPT,
@@ -81,6 +84,7 @@ _SCOPES = {
     GREETING: SITE,
     EHLO: SITE,
     HELO: SITE,
+    LHLO: SITE,
     STARTTLS: SITE,
     AUTH: SITE,
     RSET: SITE,
@@ -88,6 +92,7 @@ _SCOPES = {
     MAIL: MESSAGE,
     RCPT: RECIPIENT,
     DATA: MESSAGE,
+    BDAT: MESSAGE,
     END_OF_DATA: MESSAGE,
 }
 
@@ -115,8 +120,7 @@ _MISCONFIGURED = "4.3.5"
 _SAID_LIMIT = 1024
 
 
-@dataclass(frozen=True, slots=True)
-class Verdict:
+class Verdict(NamedTuple):
     """What one try with one server came to for one recipient.
 
     ``outcome``  to be recorded, unless ``then`` leads to a better one
@@ -156,10 +160,14 @@ def judge_transaction(
     ``recipients``  their indexes into ``Envelope.recipients``; ``remote_mta``, ``at`` as in ``Outcome``
     ``reports``     the server offers DSN
     """
-    others_accepted = any(_phase(result) in (DATA, END_OF_DATA) for result in results)
+    others_accepted = any(_phase(result) in (DATA, BDAT, END_OF_DATA) for result in results)
     return [
-        replace(
-            judge(recipient, result, remote_mta=remote_mta, at=at, others_accepted=others_accepted),
+        judge(
+            recipient,
+            result,
+            remote_mta=remote_mta,
+            at=at,
+            others_accepted=others_accepted,
             reports=reports,
         )
         for recipient, result in zip(recipients, results, strict=True)
@@ -173,6 +181,7 @@ def judge(
     at: float,
     remote_mta: str = "",
     others_accepted: bool = False,
+    reports: bool = False,
 ) -> Verdict:
     """The verdict on one recipient, index into ``Envelope.recipients``.
 
@@ -183,7 +192,7 @@ def judge(
     if isinstance(result, Refused):
         result = result.answer
     if isinstance(result, Answer):
-        return _judge_answer(recipient, result, remote_mta, at, others_accepted)
+        return _judge_answer(recipient, result, remote_mta, at, others_accepted, reports)
     action, then, scope = _judge_error(result)
     phase = _phase(result)
     # An error may quote what a server said.
@@ -204,6 +213,7 @@ def judge(
         ),
         then,
         scope,
+        reports,
     )
 
 
@@ -228,7 +238,7 @@ def _judge_error(error: MinisendError) -> tuple[str, str, str]:
     """Action, ``then`` and ``scope`` of what is not an answer."""
     if isinstance(error, ConfigError):
         return DELAYED, STOP, LOCAL
-    if isinstance(error, (SmtpError, Unroutable)) and error.status.startswith("5"):
+    if isinstance(error, (SmtpError, Unroutable, DataError)) and error.status.startswith("5"):
         return FAILED, STOP, MESSAGE
     if isinstance(error, Unroutable):
         return DELAYED, STOP, LOCAL if error.status == _MISCONFIGURED else SITE
@@ -244,7 +254,12 @@ def _judge_error(error: MinisendError) -> tuple[str, str, str]:
 
 
 def _judge_answer(
-    recipient: int, answer: Answer, remote_mta: str, at: float, others_accepted: bool
+    recipient: int,
+    answer: Answer,
+    remote_mta: str,
+    at: float,
+    others_accepted: bool,
+    reports: bool,
 ) -> Verdict:
     phase, reply = answer.command, _cut(answer.reply)
     action, then, scope = DELAYED, NEXT, _SCOPES[phase]
@@ -283,11 +298,14 @@ def _judge_answer(
         ),
         then,
         scope,
+        reports,
     )
 
 
 def _cut(reply: Reply) -> Reply:
     """The reply with the first _SAID_LIMIT octets of its text, before anything is made of it that costs more the longer it is."""
+    if sum(map(len, reply.lines)) + len(reply.lines) <= _SAID_LIMIT:
+        return reply
     room = _SAID_LIMIT
     lines = []
     for line in reply.lines:

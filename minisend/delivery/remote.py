@@ -1,23 +1,36 @@
-"""Attempts over SMTP: the servers of one next hop, tried in order, until each recipient has its outcome.
+"""Attempts over SMTP: jobs for one next hop, sent to its servers in order, until each recipient has its outcome.
 
-Keeps the session open for the next message.  What a failure means is ``delivery.policy``'s to say, how many of these
-work side by side and when a next hop is left in peace, ``delivery.lanes``'s; no queue file is known here.
+One job follows the other over the same session, as close as the server allows (``smtp.session``); the session is kept for
+what comes later.  What a failure means is ``delivery.policy``'s to say, how many of these work side by side and when a
+next hop is left in peace, ``delivery.lanes``'s; no queue file is known here.
+
+    what a session leaves of a job                      what becomes of it
+    recipients who are settled                          the job hears it at once, before its next transaction begins
+    put off by the server                               the next server is asked, once nothing is in flight
+    not asked for, since the session ended              asked for once more, as if nothing had happened; at the second
+                                                        time that is the outcome
+    a last server has been asked                        the job hears who still waits, and why
 """
 
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from minisend.config import Config
 from minisend.delivery import mx, policy, tls
 from minisend.delivery.mx import Target
 from minisend.delivery.policy import Verdict
-from minisend.delivery.route import SMARTHOST, NextHop
+from minisend.delivery.route import LMTP, NextHop
 from minisend.delivery.secrets import credentials
 from minisend.errors import ConfigError, MinisendError, NetworkError, SmtpError
-from minisend.smtp.session import Deadlines, DsnRequest, Session
-from minisend.smtp.stream import HandshakeError, connect
+from minisend.message import convert
+from minisend.message.convert import CannotConvert, Conversion
+from minisend.smtp.client import AUTH, Extensions
+from minisend.smtp.session import Deadlines, DsnRequest, Refused, Session, Transaction
+from minisend.smtp.stream import HandshakeError, Stream, connect, connect_unix
 
 # RFC 5321 section 4.5.3.1.8: every server takes as many recipients in one transaction.
 _RECIPIENTS = 100
@@ -28,20 +41,78 @@ _NO_REQUEST = DsnRequest()
 
 @dataclass(frozen=True, slots=True)
 class Content:
-    """A message for ``Session.send``.
+    """A message as it is to be sent.
 
     ``octets``     gives the message anew at each call, any line ends
     ``size``       octets with CRLF line ends, as near as is known
     ``eight_bit``  it has octets above 127
+    ``header``     with the empty line that ends it, as in ``octets``
+    ``long_line``  it has lines of more than 998 octets; None when nobody has looked
     ``ret``, ``envid``, ``dsn``  what its sender asked for (RFC 3461); ``dsn`` by index of the recipient
     """
 
     octets: Callable[[], Iterable[bytes]]
     size: int
     eight_bit: bool
+    header: bytes = b""
+    long_line: bool | None = False
     ret: str = ""
     envid: str = ""
     dsn: Mapping[int, DsnRequest] = field(default_factory=dict)
+    _planned: dict[str, "Conversion | None"] = field(default_factory=dict)
+
+    def for_server(self, offered: Extensions) -> tuple[Callable[[], Iterable[bytes]], int, bool]:
+        """Octets, size and 8-bit as they go to a server that offers this.
+
+        Raises CannotConvert when it would have to be changed for it in a way that breaks it, and what ``octets`` raises.
+        """
+        if not self.eight_bit and self.long_line is False:
+            return self.octets, self.size, False
+        need = convert.needs(
+            self.header,
+            eight_bit=self.eight_bit,
+            long_line=self.long_line,
+            eightbitmime=offered.eightbitmime,
+        )
+        if need == convert.NOTHING:
+            return self.octets, self.size, self.eight_bit
+        if need not in self._planned:
+            self._planned[need] = convert.plan(self.octets, need)
+        planned = self._planned[need]
+        if planned is None:
+            return self.octets, self.size, self.eight_bit
+        eight_bit = self.eight_bit and need != convert.SEVEN_BIT
+        return planned.octets, planned.wire_size(), eight_bit
+
+
+class Job(Protocol):
+    """One message for this next hop, in the hands of somebody who keeps its outcomes.
+
+    ``recipients``  index → qualified address, octets, no brackets
+    """
+
+    @property
+    def sender(self) -> bytes: ...
+    @property
+    def recipients(self) -> Mapping[int, bytes]: ...
+    @property
+    def content(self) -> Content: ...
+
+    def settle(self, verdicts: list[Verdict]) -> bool:
+        """To be recorded now.  False: nothing more is to be sent of this message."""
+
+    def fail(self, error: Exception) -> None:
+        """Reading the message raised this: nobody who has not been settled has it."""
+
+    def give_back(self) -> None:
+        """In place of ``done``: who has not been settled is to be sent to by somebody else, or later."""
+
+    def done(self, unreachable: Verdict | None) -> None:
+        """The last call.  ``unreachable``: no server has let us in; any other message would hear the same."""
+
+
+class Abandoned(Exception):
+    """The job wants no more of its message to be sent."""
 
 
 class Stopped(Exception):
@@ -56,8 +127,8 @@ class Remote:
     ``trace``           gets the lines of each dialogue, without secrets
     ``while_waiting``   called before each connection and each second that a server lets us wait: for what must not
                         wait longer
-    ``stopping``        true when the run is to end: then no server is waited for, unless it may have the message
-                        already; ``attempt`` raises Stopped
+    ``stopping``        true when the run is to end: then no server is waited for, unless it may have a message
+                        already; ``serve`` raises Stopped
     """
 
     def __init__(
@@ -79,9 +150,10 @@ class Remote:
         self._while_waiting = while_waiting
         self._stopping = stopping
         self._current: Session | None = None
+        # the OAuth2 token of the last session
+        self._token = b""
         self._deadlines = Deadlines()
         self._kept: tuple[Target, Session] | None = None
-        self.unreachable: Verdict | None = None
 
     def __enter__(self) -> "Remote":
         return self
@@ -91,69 +163,81 @@ class Remote:
             self._kept[1].quit()
             self._kept = None
 
-    def attempt(
-        self, sender: bytes, recipients: dict[int, bytes], content: Content
-    ) -> Iterator[list[Verdict]]:
-        """A verdict for each of ``recipients`` (index → qualified address), once.
+    def serve(self, job: "Job", more: Callable[[], "Job | None"]) -> None:
+        """Deliver this job, and those that ``more`` gives while a session has room for them.
 
-        Comes in parts: whom a transaction has settled, to be recorded before the next one begins; at the end
-        all who have to wait.  What reading the content raises goes through, with the session closed.
-
-        After it ``unreachable`` is None, or one of the verdicts when no server let us in: any other message
-        would hear the same.
+        Each one hears of its recipients as they are settled (``settle``), and at the end is told so (``done``).
+        Raises Stopped; then nobody has the message of any job that has not heard of it.
         """
-        self.unreachable = None
-        waiting = dict(recipients)
-        latest: dict[int, Verdict] = {}
-        yield from self._ask(sender, waiting, content, latest)
-        if waiting:
-            yield [latest[index] for index in waiting]
+        left = deque([_Errand(job)])
+        while left:
+            errand = left.popleft()
+            unreachable = None
+            try:
+                unreachable = self._ask(errand, more, left)
+            finally:
+                self._current = None
+            if errand.waiting:
+                errand.job.settle([errand.latest[index] for index in errand.waiting])
+            if not errand.ended:
+                errand.job.done(unreachable)
+            if unreachable is not None:
+                # The others would hear the same, one connection after the other.
+                for other in left:
+                    other.job.give_back()
+                return
 
     def _ask(
-        self,
-        sender: bytes,
-        waiting: dict[int, bytes],
-        content: Content,
-        latest: dict[int, Verdict],
-    ) -> Iterator[list[Verdict]]:
-        """Ask the kept session, then one server after the other, until nobody waits; gives whom that settles."""
-        asked: Target | None = None
-        reached = False
-        self._current = None
-        kept, self._kept = self._kept, None
-        if kept is not None:
-            yield from self._transactions(*kept, sender, waiting, content, latest)
+        self, errand: "_Errand", more: Callable[[], "Job | None"], left: "deque[_Errand]"
+    ) -> Verdict | None:
+        """Ask the kept session, then one server after the other, until nobody waits.
+
+        The verdict of the last one when no server let us in: any other message would hear the same.
+        """
+        reached = errand.asked is not None
+        if self._kept is not None and not reached:
+            target, session = self._kept
+            self._kept = None
+            self._transact(target, session, errand, more, left)
             # A server may have closed a session that waited.  Then it was asked nothing, and is asked afresh.
-            if all(latest[index].scope != policy.SITE for index in waiting):
-                asked = kept[0]
+            if all(errand.latest[i].scope != policy.SITE for i in errand.waiting):
+                errand.asked = target
                 reached = True
-        try:
-            targets = mx.targets(self._hop, self._config, self._resolver) if waiting else []
-        except MinisendError as error:
-            targets = []
-            yield from self._judge(waiting, latest, error, "")
+        targets: list[Target] = []
+        if errand.waiting:
+            try:
+                targets = mx.targets(self._hop, self._config, self._resolver)
+            except MinisendError as error:
+                self._judge(errand, errand.waiting, error, "")
         for target in targets:
-            if target == asked:
+            if not errand.waiting:
+                break
+            if target == errand.asked:
                 continue
             try:
                 session = self._open(target)
             except ConfigError as error:
                 # Found out before anybody was asked.
-                yield from self._judge(waiting, latest, error, "")
+                self._judge(errand, errand.waiting, error, "")
             except MinisendError as error:
-                yield from self._judge(waiting, latest, error, target.remote_mta)
+                self._judge(errand, errand.waiting, error, target.remote_mta)
             else:
                 reached = True
                 self._opened()
-                yield from self._transactions(target, session, sender, waiting, content, latest)
-            if not waiting:
-                break
+                # What is to come goes to the host that is to be asked first, whose session is kept.
+                self._transact(
+                    target, session, errand, more if self._kept is None else _nothing, left
+                )
         # Not when a session was had and lost: that may have been this message's doing.
-        if not reached and all(v.scope in (policy.SITE, policy.LOCAL) for v in latest.values()):
-            self.unreachable = next(iter(latest.values()))
+        latest = list(errand.latest.values())
+        if not reached and latest and all(v.scope in (policy.SITE, policy.LOCAL) for v in latest):
+            return latest[0]
+        return None
 
     def open_ahead(self) -> bool:
         """A session before there is a message for it.  False, and nothing is said of why, when no server lets us in."""
+        if self._kept is not None:
+            return True
         try:
             for target in mx.targets(self._hop, self._config, self._resolver):
                 try:
@@ -169,68 +253,110 @@ class Remote:
     def _open(self, target: Target) -> Session:
         """A session ready for a message.  Raises SmtpError, ConfigError."""
         try:
-            return self._session(target, "")
+            return self._session(target)
         except HandshakeError as error:
             if not error.plain_text_allowed:
                 raise
-        # Opportunistic: better in plain text than not at all (RFC 7435), on a connection of its own.
-        return self._session(target, tls.NONE)
+            # Opportunistic: better in plain text than not at all (RFC 7435), on a connection of its own.
+            return self._session(target, level=tls.NONE)
+        except Refused as error:
+            token = self._token
+            if not token or error.answer.command != AUTH or not error.answer.reply.permanent:
+                raise
+            # Revoked before its time, perhaps: another one is had, once.
+            return self._session(target, rejected=token)
 
-    def _session(self, target: Target, level: str) -> Session:
-        smarthost = self._config.smarthost if self._hop.kind == SMARTHOST else None
+    def _session(self, target: Target, *, level: str = "", rejected: bytes = b"") -> Session:
+        smarthost = self._hop.smarthost_in(self._config)
         if smarthost is not None:
-            context = tls.smarthost_context(smarthost)
-            secret = credentials(smarthost, os.environb, os.geteuid())
+            trust = tls.smarthost_trust(smarthost)
+            secret = credentials(
+                smarthost, os.environb, os.geteuid(), name=self._hop.smarthost, rejected=rejected
+            )
         else:
-            context = tls.mx_context(self._config.delivery)
+            trust = tls.mx_trust(self._config.delivery)
             secret = None
+        self._token = secret.token if secret is not None else b""
         settings = smarthost or self._config.delivery
         if self._trace is not None:
             self._trace(f"-- connecting to {target.remote_mta}")
         self._current = None
         self._wait()
         session = Session(
-            connect(target.address, target.port, self._deadlines.connect, self._wait),
+            self._connect(target),
             hello=self._config.hostname.encode("ascii", "replace"),
-            tls=level or settings.tls,
-            tls_context=context,
-            server_name=target.host,
+            tls=level or target.tls or settings.tls,
+            trust=trust,
+            server_name=target.server_name,
             credentials=secret,
             auth=smarthost.auth if smarthost is not None else "auto",
             # tls = "none" is the admin's word that this connection needs no protection.
             allow_cleartext=settings.tls == tls.NONE,
             deadlines=self._deadlines,
             trace=self._trace,
+            lmtp=self._hop.kind == LMTP,
         )
         session.open()
         return session
 
-    def _transactions(
+    def _connect(self, target: Target) -> Stream:
+        if self._hop.path:
+            return connect_unix(target.address, self._deadlines.connect, self._wait)
+        version_6 = ":" in target.address
+        sources = self._config.delivery.source_address
+        source = next((each for each in sources if (":" in each) == version_6), "")
+        return connect(
+            target.address, target.port, self._deadlines.connect, self._wait, source=source
+        )
+
+    def _transact(
         self,
         target: Target,
         session: Session,
-        sender: bytes,
-        waiting: dict[int, bytes],
-        content: Content,
-        latest: dict[int, Verdict],
-    ) -> Iterator[list[Verdict]]:
-        """Send to as many of ``waiting`` as this server takes; what is settled leaves ``waiting``, and is given."""
+        first: "_Errand",
+        more: Callable[[], "Job | None"],
+        left: "deque[_Errand]",
+    ) -> None:
+        """Send ``first``, and what ``more`` gives, to as many as this server takes.
+
+        Who is not settled by it is in ``waiting`` still; all errands but the first that are not done with go to ``left``.
+        """
         self._current = session
-        todo = list(waiting)
-        try:
-            while todo and session.usable:
-                limit = min(session.extensions.rcpt_max or _RECIPIENTS, MOST_RECIPIENTS)
-                batch, todo = todo[:limit], todo[limit:]
-                results = session.send(
-                    sender,
-                    [waiting[index] for index in batch],
-                    content.octets(),
-                    size=content.size,
-                    eight_bit=content.eight_bit,
-                    ret=content.ret,
-                    envid=content.envid,
-                    dsn=[content.dsn.get(index, _NO_REQUEST) for index in batch],
-                )
+        ready = deque([first])
+        flying: deque[tuple[_Errand, list[int]]] = deque()
+        first.todo = list(first.waiting)
+        limit = min(session.extensions.rcpt_max or _RECIPIENTS, MOST_RECIPIENTS)
+
+        def upcoming() -> Transaction | None:
+            while True:
+                while ready and not ready[0].todo:
+                    ready.popleft()
+                if not ready:
+                    # Who waits for another server comes first.
+                    job = None if left or first.is_stuck else more()
+                    if job is None:
+                        return None
+                    ready.append(_Errand(job))
+                errand = ready[0]
+                batch, errand.todo = errand.todo[:limit], errand.todo[limit:]
+                try:
+                    transaction = errand.transaction(batch, session)
+                except CannotConvert as error:
+                    self._judge(errand, batch, error, "")
+                except Exception as error:  # noqa: BLE001 - what reading a message raises is for its job
+                    errand.fail(error)
+                else:
+                    errand.flying += 1
+                    flying.append((errand, batch))
+                    return transaction
+                self._land(errand, first, target, left)
+
+        for _, results in session.transact(upcoming):
+            errand, batch = flying.popleft()
+            errand.flying -= 1
+            if isinstance(results, Exception):
+                errand.fail(results)
+            elif not errand.over:
                 verdicts = policy.judge_transaction(
                     batch,
                     results,
@@ -238,24 +364,44 @@ class Remote:
                     at=time.time(),
                     reports=session.extensions.dsn,
                 )
-                settled = _settle(waiting, latest, verdicts)
-                if settled:
-                    yield settled
-                    # Only while each transaction settles somebody: a server may take some recipients and then no message.
-                    todo = [v.outcome.recipient for v in verdicts if v.then == policy.AGAIN] + todo
-        except BaseException:
-            session.close()
-            raise
-        if todo:
-            ended = NetworkError("the session ended before it was this recipient's turn")
-            yield from self._judge(
-                {index: waiting[index] for index in todo}, latest, ended, target.remote_mta
-            )
+                # Only while each transaction settles somebody: a server may take some recipients and then no message.
+                if errand.take(verdicts):
+                    again = [v.outcome.recipient for v in verdicts if v.then == policy.AGAIN]
+                    if again and not errand.over:
+                        errand.todo = again + errand.todo
+                        ready.appendleft(errand)
+            self._land(errand, first, target, left)
+        # The session has ended before it was their turn.
+        ended = NetworkError("the session ended before it was this recipient's turn")
+        for errand in dict.fromkeys(ready):
+            if errand.todo:
+                self._judge(errand, errand.todo, ended, target.remote_mta)
+                errand.todo = []
+                self._land(errand, first, target, left)
         # Of two hosts that both put a recipient off, the one that is to be asked first stays.
         if self._kept is None and session.usable:
             self._kept = (target, session)
         else:
             session.quit()
+
+    def _land(
+        self, errand: "_Errand", first: "_Errand", target: Target, left: "deque[_Errand]"
+    ) -> None:
+        """What becomes of an errand that this session has done what it can for."""
+        if errand.flying or errand.todo:
+            return
+        if not errand.waiting:
+            errand.ended = True
+            errand.job.done(None)
+            return
+        if errand is first:
+            return
+        errand.asked = target
+        if not errand.late and any(errand.latest[i].scope == policy.SITE for i in errand.waiting):
+            errand.asked = None
+            errand.latest.clear()
+        errand.late = True
+        left.append(errand)
 
     def _wait(self) -> None:
         self._while_waiting()
@@ -263,31 +409,91 @@ class Remote:
             raise Stopped
 
     def _judge(
-        self,
-        waiting: dict[int, bytes],
-        latest: dict[int, Verdict],
-        error: MinisendError,
-        remote_mta: str,
-    ) -> Iterator[list[Verdict]]:
+        self, errand: "_Errand", indexes: Iterable[int], error: MinisendError, remote_mta: str
+    ) -> None:
         now = time.time()
-        settled = _settle(
-            waiting,
-            latest,
-            [policy.judge(index, error, remote_mta=remote_mta, at=now) for index in waiting],
+        errand.take(
+            [policy.judge(index, error, remote_mta=remote_mta, at=now) for index in list(indexes)]
         )
-        if settled:
-            yield settled
 
 
-def _settle(
-    waiting: dict[int, bytes], latest: dict[int, Verdict], verdicts: Iterable[Verdict]
-) -> list[Verdict]:
-    """Take the verdicts for the latest; those who need no further try leave ``waiting``, and are returned."""
-    settled = []
-    for verdict in verdicts:
-        index = verdict.outcome.recipient
-        latest[index] = verdict.after(latest.get(index))
-        if verdict.then == policy.STOP:
-            del waiting[index]
-            settled.append(latest[index])
-    return settled
+def _nothing() -> None:
+    """No further job."""
+
+
+class _Errand:
+    """A job, and how far it is.
+
+    ``waiting``  who is not settled: index → address
+    ``latest``   the last verdict on each
+    ``todo``     those of them for whom this session has no transaction yet
+    ``flying``   transactions that are under way
+    ``asked``    the server that has put them off
+    ``late``     it was to be sent behind another one, and was not, or not to all
+    ``over``     the job has heard all that it wants to
+    ``ended``    the job has been told so
+    """
+
+    __slots__ = ("asked", "ended", "flying", "job", "late", "latest", "over", "todo", "waiting")
+
+    def __init__(self, job: "Job") -> None:
+        self.job = job
+        self.waiting = dict(job.recipients)
+        self.latest: dict[int, Verdict] = {}
+        self.todo = list(self.waiting)
+        self.flying = 0
+        self.asked: Target | None = None
+        self.late = False
+        self.over = False
+        self.ended = False
+
+    @property
+    def is_stuck(self) -> bool:
+        """This session can do no more for those who wait."""
+        return bool(self.waiting) and not self.todo and not self.flying
+
+    def transaction(self, batch: list[int], session: Session) -> Transaction:
+        """For these recipients.  Raises CannotConvert, and what reading the message raises."""
+        content = self.job.content
+        octets, size, eight_bit = content.for_server(session.extensions)
+
+        def unless_over() -> Iterable[bytes]:
+            # What came before may have been impossible to record: then nobody else is to have it.
+            if self.over:
+                raise Abandoned
+            return octets()
+
+        return Transaction(
+            self.job.sender,
+            [self.waiting[index] for index in batch],
+            unless_over,
+            size=size,
+            eight_bit=eight_bit,
+            ret=content.ret,
+            envid=content.envid,
+            dsn=[content.dsn.get(index, _NO_REQUEST) for index in batch] if content.dsn else (),
+        )
+
+    def take(self, verdicts: Iterable[Verdict]) -> bool:
+        """Take the verdicts for the latest; the job hears of those who need no further try.  True when there are any."""
+        settled = []
+        for verdict in verdicts:
+            index = verdict.outcome.recipient
+            self.latest[index] = verdict.after(self.latest.get(index))
+            if verdict.then == policy.STOP:
+                del self.waiting[index]
+                settled.append(self.latest[index])
+        if settled and not self.job.settle(settled):
+            self._end()
+        return bool(settled)
+
+    def fail(self, error: Exception) -> None:
+        """The message cannot be read, or only in part."""
+        if not self.over:
+            self.job.fail(error)
+            self._end()
+
+    def _end(self) -> None:
+        self.over = True
+        self.todo = []
+        self.waiting = {}

@@ -1,23 +1,39 @@
-"""Where one recipient goes: an address and the configuration give a ``NextHop``.  Pure.
+"""Where one recipient goes: an address, the sender and the configuration give a ``NextHop``.  Pure.
 
 It never looks up a name and never opens a file: what hosts a next hop has is ``delivery.mx``'s.
 
-    rule                              next hop                        key (equal = one transaction)
-    -NAME@mail_domain                 kind "error"                    the reason
-    [smarthost]                       kind "smarthost"                the same for every recipient
-    anything else                     kind "mx", domain               the recipient's domain or address literal
+    rule                   next hop                            key (equal = one transaction)
+    -NAME@mail_domain      kind "error"                        the reason
+    [[route]], the first   what its ``via`` says               that, but with "mx" the domain; the same place of two
+    that matches                                               routes is one
+    [smarthost]            kind "smarthost"                    the same for every recipient
+    anything else          kind "mx", domain                   the recipient's domain or address literal
 
-The first rule with an answer wins.  Sources: RFC 5321 sections 2.3.5, 4.1.3 and 5.1.
+The first rule with an answer wins.
+
+    pattern               matches                                            in
+    <>                    the null reverse-path, which nothing else matches  sender
+    LOCAL@DOMAIN          both; LOCAL as it is, DOMAIN in any case
+    @DOMAIN, DOMAIN       that domain, and none below it: *.DOMAIN
+    *                     any octets or none, anywhere in a pattern
+
+A domain is compared in A-labels without a final dot.  The sender of a message that bounces is null, and the report goes
+to its recipient by the routes as any message.
+
+Sources: RFC 5321 sections 2.3.5, 2.4, 4.1.3 and 5.1.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from minisend.address import AddressError, same, split, to_ascii
-from minisend.config import Config
+from minisend.config import Config, Route, Smarthost
 
 ERROR = "error"
+DISCARD = "discard"
 SMARTHOST = "smarthost"
+LMTP = "lmtp"
+SMTP = "smtp"
 MX = "mx"
 
 
@@ -25,22 +41,34 @@ MX = "mx"
 class NextHop:
     """One destination: recipients with equal next hops share a transaction.
 
-    ``kind``    ERROR (the recipient fails) | SMARTHOST | MX
-    ``name``    for logs, mailq and status files: "[smtp.example.org]:587" (several: comma between), "example.net";
-                with ERROR the reason
-    ``domain``  with MX the domain to look up: A-labels in lower case, no final dot, or an address literal with
-                its brackets; octets that are not UTF-8 stand as ``\\xHH``, which no domain name contains.
-                "" with the others
-    ``status``  with ERROR the enhanced status code, else ""
+    ``kind``       ERROR (the recipient fails) | DISCARD | SMARTHOST | LMTP | SMTP | MX
+    ``name``       for logs, mailq and status files, of no two destinations the same:
+                   "[smtp.example.org]:587" (several: comma between), "srv:example.org" for [smarthost];
+                   "NAME:" and the same for [smarthosts.NAME]; "smtp:[host]:25", "lmtp:[host]:24", "lmtp:/path";
+                   "discard"; with MX the domain; with ERROR the reason
+    ``domain``     with MX the domain to look up: A-labels in lower case, no final dot, or an address literal with
+                   its brackets; octets that are not UTF-8 stand as ``\\xHH``, which no domain name contains.
+                   "" with the others
+    ``status``     with ERROR the enhanced status code, else ""
+    ``smarthost``  with SMARTHOST the NAME of its table, "" for [smarthost]
+    ``host``, ``port``, ``path``  with SMTP and LMTP as in ``config.Route``
     """
 
     kind: str
     name: str
     domain: str = ""
     status: str = ""
+    smarthost: str = ""
+    host: str = ""
+    port: int = 0
+    path: str = ""
+
+    def smarthost_in(self, config: Config) -> Smarthost | None:
+        """The table that says how to connect and to log in; None when this is no smarthost."""
+        return config.named_smarthost(self.smarthost) if self.kind == SMARTHOST else None
 
 
-def _dash(recipient: bytes, config: Config) -> NextHop | None:
+def _dash(recipient: bytes, sender: bytes, config: Config) -> NextHop | None:
     """No account's name begins with a dash (Postfix has allow_min_user): it is an option that came after a recipient."""
     local, domain = split(recipient)
     if local.startswith(b"-") and same(b"x@" + domain, b"x@" + config.mail_domain.encode()):
@@ -48,15 +76,36 @@ def _dash(recipient: bytes, config: Config) -> NextHop | None:
     return None
 
 
-def _smarthost(recipient: bytes, config: Config) -> NextHop | None:
-    smarthost = config.smarthost
+def _routes(recipient: bytes, sender: bytes, config: Config) -> NextHop | None:
+    if not config.routes:
+        return None
+    to, by = _parts(recipient), _parts(sender)
+    for each in config.routes:
+        if _is_one_of(each.recipient, to) and _is_one_of(each.sender, by):
+            return _VIA[each.via](each, recipient, config)
+    return None
+
+
+def _default(recipient: bytes, sender: bytes, config: Config) -> NextHop | None:
+    return _smarthost("", config)
+
+
+def _smarthost(name: str, config: Config) -> NextHop | None:
+    smarthost = config.named_smarthost(name)
     if smarthost is None:
         return None
     # The brackets say, as in Postfix, that the host itself is meant and not its MX.
-    return NextHop(SMARTHOST, ",".join(f"[{host}]:{smarthost.port}" for host in smarthost.hosts))
+    place = f"srv:{smarthost.srv}" if smarthost.srv else ""
+    place = place or ",".join(f"[{host}]:{smarthost.port}" for host in smarthost.hosts)
+    return NextHop(SMARTHOST, f"{name}:{place}" if name else place, smarthost=name)
 
 
-def _mx(recipient: bytes, config: Config) -> NextHop | None:
+def _server(via: Route, recipient: bytes, config: Config) -> NextHop:
+    place = via.path or f"[{via.host}]:{via.port}"
+    return NextHop(via.via, f"{via.via}:{place}", host=via.host, port=via.port, path=via.path)
+
+
+def _mx(recipient: bytes, sender: bytes, config: Config) -> NextHop | None:
     try:
         domain = split(to_ascii(recipient))[1]
     except AddressError as exc:
@@ -66,18 +115,76 @@ def _mx(recipient: bytes, config: Config) -> NextHop | None:
     return NextHop(MX, name, name)
 
 
-_RULES: tuple[Callable[[bytes, Config], NextHop | None], ...] = (_dash, _smarthost, _mx)
+_RULES: tuple[Callable[[bytes, bytes, Config], NextHop | None], ...] = (
+    _dash,
+    _routes,
+    _default,
+    _mx,
+)
+
+_VIA: dict[str, Callable[[Route, bytes, Config], NextHop | None]] = {
+    "smarthost": lambda via, recipient, config: _smarthost(via.name, config),
+    "mx": lambda via, recipient, config: _mx(recipient, b"", config),
+    "discard": lambda via, recipient, config: NextHop(DISCARD, "discard"),
+    "lmtp": _server,
+    "smtp": _server,
+}
 
 
-def route(recipient: bytes, config: Config) -> NextHop:
-    """The next hop of ``recipient``: a qualified address, octets, no angle brackets.
+def route(recipient: bytes, config: Config, sender: bytes = b"") -> NextHop:
+    """The next hop of ``recipient``: a qualified address, octets, no angle brackets; ``sender`` the reverse-path likewise.
 
     An address without domain is not looked up on anybody's behalf: its MX next hop has the domain
     "", which ``delivery.mx`` answers with 5.1.2.
     """
-    return next(hop for rule in _RULES if (hop := rule(recipient, config)) is not None)
+    return next(hop for rule in _RULES if (hop := rule(recipient, sender, config)) is not None)
 
 
 def common(config: Config) -> NextHop | None:
-    """Where nearly every recipient goes, whatever the address; None when that depends on it."""
-    return _smarthost(b"", config)
+    """Where nearly every recipient goes, whatever the addresses; None when that depends on them."""
+    return None if config.routes else _default(b"", b"", config)
+
+
+def _parts(address: bytes) -> tuple[bytes, bytes] | None:
+    """Local part and domain as patterns are compared with them; None for the null reverse-path."""
+    if not address:
+        return None
+    try:
+        address = to_ascii(address)
+    except AddressError:
+        pass  # no pattern has such a domain, but "*" is for any
+    local, domain = split(address)
+    return local, domain.lower().removesuffix(b".")
+
+
+def _is_one_of(patterns: tuple[str, ...], parts: tuple[bytes, bytes] | None) -> bool:
+    """One of the patterns matches, or there are none."""
+    return not patterns or any(_matches(pattern, parts) for pattern in patterns)
+
+
+def _matches(pattern: str, parts: tuple[bytes, bytes] | None) -> bool:
+    if parts is None or pattern == "<>":
+        return parts is None and pattern == "<>"
+    local, _, domain = pattern.rpartition("@")
+    return _is_like(local or "*", parts[0]) and _is_like(domain.lower().removesuffix("."), parts[1])
+
+
+def _is_like(pattern: str, octets: bytes) -> bool:
+    """Whether it is the pattern, each "*" of which stands for any octets.
+
+    Each piece is taken where it is found first, which leaves the most for the next: no way back is ever needed.
+    """
+    first, *others = pattern.encode().split(b"*")
+    if not others:
+        return octets == first
+    *middle, last = others
+    at = len(first)
+    if not octets.startswith(first) or not octets[at:].endswith(last):
+        return False
+    end = len(octets) - len(last)
+    for piece in middle:
+        at = octets.find(piece, at, end)
+        if at < 0:
+            return False
+        at += len(piece)
+    return True

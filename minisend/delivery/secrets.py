@@ -53,9 +53,6 @@ def credentials(
     ``rejected``  with OAuth2: the access token that the server has just refused, so that another one is had
     Raises ``ConfigError`` with key, file or command, what is wrong and the remedy.
     """
-    if smarthost.auth == "external":
-        # The proof is the client certificate, the name only says which account is meant.
-        return Credentials(smarthost.username.encode())
     username = smarthost.username.encode()
     if smarthost.auth == "external":
         # The client certificate of the connection is the proof.

@@ -10,12 +10,13 @@ Between two looks it knows the names that fall due soon, so a wake-up does not l
 process puts off or takes away it finds out by the claim.
 
 Before an idle exit the FIFO is closed, then the queue is looked at once more: who came before found a reader, whoever comes
-after finds none and starts a flusher.  Source: DESIGN section 3.
+after finds none and starts a flusher.  Several may serve one queue: a poke is read by one of them.
+
+Source: DESIGN section 3.
 """
 
 import heapq
 import os
-import select
 import time
 
 from minisend.config import Config
@@ -26,7 +27,7 @@ from minisend.errors import SpoolError
 from minisend.log import Log, line
 from minisend.spool.place import open_queue as make_queue
 from minisend.spool.store import Place, Queue
-from minisend.spool.trigger import Trigger
+from minisend.spool.trigger import EVERYTHING, SUBMISSION, Trigger, poke
 
 _LOOK_AHEAD = 300.0
 # While there is something to do: changes of names must not wait longer for their fsync.
@@ -66,54 +67,66 @@ class _Service:
         self._stop = stop
         self._trigger = Trigger(config.spool.path)
         run = new_run(config, queue, summary, log)
+        self._destinations = run.destinations
         self._lanes = Lanes(run, ready=self._trigger.wake)
         run.came_up = lambda place: self._lanes.add(place, came_up=True)
         run.deferred = self._deferred
-        # (due, name): what falls due before the next look at the whole queue
-        self._soon: list[tuple[float, str]] = []
+        # (due, state, name): what falls due before the next look at the whole queue
+        self._soon: list[tuple[float, str, str]] = []
         self._look_at = 0.0
+        # Names that have been given to the lanes: what stays under its name cannot be delivered, or is another process's.
+        self._given: set[str] = set()
 
     def work(self, exit_idle: float | None) -> bool:
         """Serve; True when something came at the moment of an idle exit."""
         self._stop.wake = self._wake
         lanes = self._lanes
-        poll = select.poll()
-        poll.register(self._trigger, select.POLLIN)
         idle_since = time.monotonic()
         try:
-            octets = b"a"
+            octets = EVERYTHING
             while not self._stop.asked:
                 now = time.time()
-                if octets.strip(b"n\0") or now >= self._look_at:
+                added = lanes.added
+                # The clock may have been set back.
+                if (
+                    octets.strip(SUBMISSION)
+                    or not self._look_at - _LOOK_AHEAD <= now < self._look_at
+                ):
                     self._look(now)
-                elif b"n" in octets:
+                elif octets:
                     lanes.next_wave()
                     for place in self._queue.places("new"):
-                        lanes.add(place)
-                self._add_due(now)
+                        self._give(place, now)
+                self._give_due(now)
                 add_recovered(lanes, self._queue)
                 self._queue.settle()
-                wait = min([self._look_at, *(due for due, _ in self._soon[:1])]) - now
-                if lanes.busy:
+                wait = min([self._look_at, *(due for due, _, _ in self._soon[:1])]) - now
+                lanes.look_after()
+                if lanes.busy or lanes.added > added:
                     idle_since = time.monotonic()
                     wait = min(wait, _TICK)
-                elif exit_idle is not None:
+                if exit_idle is not None:
                     left = idle_since + exit_idle - time.monotonic()
-                    if left <= 0:
+                    if left <= 0 and not lanes.busy:
                         break
-                    wait = min(wait, left)
-                poll.poll(max(0, int(wait * 1000) + 1))
-                octets = self._trigger.take()
+                    wait = min(wait, max(left, _TICK if lanes.busy else 0.0))
+                octets = self._trigger.wait(wait)
+            unread = self._trigger.leave()
         except BaseException:
             lanes.stop()
             raise
         finally:
-            self._stop.wake = lambda: None
-            self._trigger.close()
-            lanes.close()
-        return not self._stop.asked and bool(
-            self._queue.due(time.time(), self._config.spool.retry_max)
-        )
+            try:
+                lanes.close()
+            finally:
+                self._stop.wake = lambda: None
+                self._trigger.close()
+        if self._stop.asked:
+            # Of what is left here, and of a poke that was read and not acted on, another one that serves the queue hears.
+            poke(self._config.spool.path, EVERYTHING)
+            return False
+        due = self._queue.due(time.time(), self._config.spool.retry_max)
+        return unread != b"" or any(place.name not in self._given for place in due)
 
     def _wake(self) -> None:
         self._lanes.stop()
@@ -121,30 +134,38 @@ class _Service:
 
     def _look(self, now: float) -> None:
         """Look at the whole queue."""
-        retry_max = self._config.spool.retry_max
+        spool = self._config.spool
         self._look_at = now + _LOOK_AHEAD
         self._queue.sweep(now)
+        self._destinations.sweep(now - spool.lifetime)
         self._lanes.next_wave()
         due: list[Place] = []
-        soon: list[tuple[float, str]] = []
+        # Before the listing: what the lanes put off meanwhile may be missing in it.
+        soon = self._soon = []
+        self._given.clear()
         for place in self._queue.places("new", "cur"):
-            if place.due <= now or place.due > now + retry_max:
+            if place.due <= now or place.due > now + spool.retry_max:
                 due.append(place)
             elif place.due <= self._look_at:
-                soon.append((place.due, place.name))
-        heapq.heapify(soon)
-        self._soon = soon
+                heapq.heappush(soon, (place.due, place.state, place.name))
         for place in sorted(due, key=lambda place: (place.due, place.queue_id)):
-            self._lanes.add(place)
+            self._give(place, now)
 
-    def _add_due(self, now: float) -> None:
+    def _give_due(self, now: float) -> None:
         if self._soon and self._soon[0][0] <= now:
             self._lanes.next_wave()
             while self._soon and self._soon[0][0] <= now:
-                self._lanes.add(Place("cur", heapq.heappop(self._soon)[1]))
+                _, state, name = heapq.heappop(self._soon)
+                self._give(Place(state, name), now)
+
+    def _give(self, place: Place, now: float) -> None:
+        if self._lanes.add(place):
+            self._given.add(place.name)
+        else:
+            heapq.heappush(self._soon, (now + _TICK, place.state, place.name))
 
     def _deferred(self, place: Place) -> None:
         """Called by the lanes: a message waits from now on."""
         if place.due <= self._look_at:
-            heapq.heappush(self._soon, (place.due, place.name))
+            heapq.heappush(self._soon, (place.due, place.state, place.name))
             self._trigger.wake()

@@ -43,6 +43,10 @@ _QUALIFIED = (
 )  # fmt: skip
 
 
+# What makes an address list more than mailboxes between commas.
+_SYNTAX = b'"():;[]\\'
+
+
 def facts_for(envelope: Envelope, hostname: bytes, mail_domain: bytes) -> Facts:
     """The facts of a first attempt; later ones take those that the queue file recorded.
 
@@ -64,12 +68,13 @@ def complete(header: Header, envelope: Envelope, facts: Facts) -> bytes:
     The body follows it from ``header.body`` on.  Of a header that is too long to be read nothing
     is known: then the result is the Received field alone, and all of the message follows it.
     """
-    received = _received(envelope, facts)
+    date = format_date(envelope.arrived, envelope.zone)
+    received = _received(envelope, facts, date)
     if header.too_long:
         return received
 
     values = {
-        b"date": format_date(envelope.arrived, envelope.zone),
+        b"date": date,
         b"from": facts.from_field,
         b"message-id": facts.message_id,
     }
@@ -102,7 +107,7 @@ def complete(header: Header, envelope: Envelope, facts: Facts) -> bytes:
     return received + b"".join(kept) + b"\n"
 
 
-def _received(envelope: Envelope, facts: Facts) -> bytes:
+def _received(envelope: Envelope, facts: Facts, date: bytes) -> bytes:
     """Our trace line, in Postfix's form: there is no host that the message came from.
 
     A message of our own making (uid below 0) names no user.
@@ -117,7 +122,7 @@ def _received(envelope: Envelope, facts: Facts) -> bytes:
         facts.hostname,
         origin,
         envelope.queue_id.encode("ascii"),
-        format_date(envelope.arrived, envelope.zone),
+        date,
     )
 
 
@@ -143,6 +148,11 @@ def _from_field(envelope: Envelope, mail_domain: bytes) -> bytes:
 def _qualified(field: Field, mail_domain: bytes) -> bytes:
     """The field, ``@mail_domain`` put after each bare name in it; as it is if it does not parse."""
     value = field.value
+    if value.count(b"@") == value.count(b",") + 1 and len(value.translate(None, _SYNTAX)) == len(
+        value
+    ):
+        # Nothing but plain mailboxes, each with its domain; or what does not parse.
+        return field.raw
     try:
         mailboxes = parse_list(value)
     except AddressError:

@@ -84,7 +84,10 @@ _PSS_HASHES = {
     _SHA2 + b"\x04": "sha224",
 }
 
-_SEQUENCE, _OBJECT_IDENTIFIER, _HASH_ALGORITHM = 0x30, 0x06, 0xA0
+#: Tags of X.690: constructed ones as they stand in a certificate.
+SEQUENCE, INTEGER, OBJECT_IDENTIFIER, CONTEXT_0 = 0x30, 0x02, 0x06, 0xA0
+
+_HASH_ALGORITHM = CONTEXT_0
 
 
 def signature_hash(certificate: bytes) -> str:
@@ -93,25 +96,25 @@ def signature_hash(certificate: bytes) -> str:
     "" when its signature has none (Ed25519), has one not known here, or when it is no certificate.
     """
     try:
-        fields, _ = _element(certificate, _SEQUENCE)  # RFC 5280 section 4.1: Certificate
-        _, rest = _element(fields, _SEQUENCE)  # tbsCertificate
-        algorithm, _ = _element(rest, _SEQUENCE)  # signatureAlgorithm
-        identifier, parameters = _element(algorithm, _OBJECT_IDENTIFIER)
+        fields, _ = element(certificate, SEQUENCE)  # RFC 5280 section 4.1: Certificate
+        _, rest = element(fields, SEQUENCE)  # tbsCertificate
+        algorithm, _ = element(rest, SEQUENCE)  # signatureAlgorithm
+        identifier, parameters = element(algorithm, OBJECT_IDENTIFIER)
         if identifier != _RSA_PSS:
             return _HASHES.get(identifier, "")
         # RFC 4055 section 3.1: RSASSA-PSS-params, whose hash is SHA-1 unless there is another.
-        parameters, _ = _element(parameters, _SEQUENCE)
+        parameters, _ = element(parameters, SEQUENCE)
         if parameters[:1] != bytes([_HASH_ALGORITHM]):
             return _REPLACED
-        tagged, _ = _element(parameters, _HASH_ALGORITHM)
-        algorithm, _ = _element(tagged, _SEQUENCE)
-        identifier, _ = _element(algorithm, _OBJECT_IDENTIFIER)
+        tagged, _ = element(parameters, _HASH_ALGORITHM)
+        algorithm, _ = element(tagged, SEQUENCE)
+        identifier, _ = element(algorithm, OBJECT_IDENTIFIER)
         return _PSS_HASHES.get(identifier, "")
     except ValueError:
         return ""
 
 
-def _element(octets: bytes, tag: int) -> tuple[bytes, bytes]:
+def element(octets: bytes, tag: int) -> tuple[bytes, bytes]:
     """The content of the element that ``octets`` begin with, and what follows it; ``ValueError`` if it is another or is cut.
 
     X.690 section 8.1: one octet of tag; one of length below 128, else the count of those that have the length.

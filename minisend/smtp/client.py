@@ -15,15 +15,17 @@ It never sends what the state forbids or an argument with CR, LF or NUL (``Local
 written).  ``next_event`` and ``tls_established`` raise ``RemoteProtocolError`` and nothing else: for what is not a reply, a
 reply nobody asked for, a reply of a class that its command does not have, octets behind the reply to
 STARTTLS (RFC 3207 section 4.2: somebody in the middle may have written them), or a message acknowledged before it was sent.
+Whatever command is tried after that raises the same again.
 
-Source: RFC 5321, RFC 2920 (PIPELINING), RFC 3207 (STARTTLS), RFC 4954 (AUTH), RFC 1870 (SIZE), RFC 3461 and RFC 6533
-(DSN), RFC 6531 (SMTPUTF8), RFC 9422 (LIMITS).
+With LMTP the message has a reply for each recipient that was accepted, in their order.
+
+Source: RFC 5321, RFC 2033 (LMTP), RFC 2920 (PIPELINING), RFC 3030 (CHUNKING), RFC 3207 (STARTTLS), RFC 4954 (AUTH), RFC 1870 (SIZE),
+RFC 3461 and RFC 6533 (DSN), RFC 6531 (SMTPUTF8), RFC 9422 (LIMITS).
 """
 
 import re
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 from enum import Enum, auto
 from typing import NamedTuple
 
@@ -36,14 +38,20 @@ from minisend.smtp.wire import wire
 GREETING = "greeting"
 EHLO = "EHLO"
 HELO = "HELO"
+LHLO = "LHLO"
 STARTTLS = "STARTTLS"
 AUTH = "AUTH"
 MAIL = "MAIL FROM"
 RCPT = "RCPT TO"
 DATA = "DATA"
+BDAT = "BDAT"
 END_OF_DATA = "end of data"
 RSET = "RSET"
 QUIT = "QUIT"
+
+
+# The last chunk of a message: its answer is the one to ``END_OF_DATA``.
+_LAST = "BDAT LAST"
 
 
 class State(Enum):
@@ -56,6 +64,7 @@ class State(Enum):
     AUTH = auto()  # a response is due
     MAIL = auto()  # a transaction, no recipient yet
     RCPT = auto()
+    CHUNKS = auto()  # a part of the message is sent, and more is to come
     DATA = auto()  # the message is due
     CLOSED = auto()
 
@@ -88,6 +97,9 @@ TRANSITIONS = {
     HELO: Transition(
         _in(_S.GREETED, _S.READY), _S.READY, {2: _S.READY, 4: None, 5: None}, alone=True
     ),
+    LHLO: Transition(
+        _in(_S.GREETED, _S.READY), _S.READY, {2: _S.READY, 4: None, 5: None}, alone=True
+    ),
     STARTTLS: Transition(_in(_S.READY), _S.TLS, {2: _S.TLS, 4: None, 5: None}, alone=True),
     AUTH: Transition(
         _in(_S.READY, _S.AUTH),
@@ -99,13 +111,21 @@ TRANSITIONS = {
     RCPT: Transition(_in(_S.MAIL, _S.RCPT), _S.RCPT, {2: _S.RCPT, 4: None, 5: None}),
     DATA: Transition(_in(_S.RCPT), _S.DATA, {3: _S.DATA, 4: None, 5: None}),
     END_OF_DATA: Transition(_in(_S.DATA), _S.READY, {2: _S.READY, 4: _S.READY, 5: _S.READY}),
-    RSET: Transition(_in(_S.READY, _S.MAIL, _S.RCPT), _S.READY, {2: _S.READY, 4: None, 5: None}),
+    BDAT: Transition(_in(_S.RCPT, _S.CHUNKS), _S.CHUNKS, {2: _S.CHUNKS, 4: None, 5: None}),
+    # A server that had no recipient, or no sender, may still be in the transaction after it.
+    _LAST: Transition(_in(_S.RCPT, _S.CHUNKS), _S.MAIL, {2: _S.READY, 4: _S.MAIL, 5: _S.MAIL}),
+    RSET: Transition(
+        _in(_S.READY, _S.MAIL, _S.RCPT, _S.CHUNKS), _S.READY, {2: _S.READY, 4: None, 5: None}
+    ),
     QUIT: Transition(
         _in(_S.START, _S.GREETED, _S.READY, _S.MAIL, _S.RCPT),
         _S.CLOSED,
         {2: _S.CLOSED, 4: _S.CLOSED, 5: _S.CLOSED},
     ),
 }
+
+#: Octets that are kept of a reply to RCPT: there are thousands of them at a time, all kept until the message is answered.
+_RCPT_REPLY = 4 * 1024
 
 #: Pieces of a message smaller than this are joined, so that a small message is one write.
 _PIECE = 64 * 1024
@@ -198,6 +218,11 @@ class Extensions(dict[str, tuple[str, ...]]):
         return "SMTPUTF8" in self
 
     @property
+    def chunking(self) -> bool:
+        """RFC 3030."""
+        return "CHUNKING" in self
+
+    @property
     def dsn(self) -> bool:
         """RFC 3461: from here on the server tells the sender what was asked for; without it that is left to us."""
         return "DSN" in self
@@ -222,12 +247,12 @@ class Extensions(dict[str, tuple[str, ...]]):
         return tuple(dict.fromkeys(name.upper() for name in self.get("AUTH", ())))
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
+class Answer(NamedTuple):
     """A reply and what it answers.
 
     ``command``   one of the names above, such as ``RCPT``
-    ``argument``  the path without brackets, EHLO's name, AUTH's mechanism (never its secrets), else ``b""``
+    ``argument``  the path without brackets (with LMTP also of the recipient whose reply to "end of data" this is),
+                  EHLO's name, AUTH's mechanism (never its secrets), else ``b""``
     """
 
     command: str
@@ -236,9 +261,13 @@ class Answer:
 
 
 class Connection:
-    """One session.  ``trace``, if given, gets each line sent and received, printable and without secrets."""
+    """One session.
 
-    def __init__(self, trace: Callable[[str], None] | None = None) -> None:
+    ``trace``  if given, gets each line sent and received, printable and without secrets
+    ``lmtp``   the server speaks LMTP
+    """
+
+    def __init__(self, trace: Callable[[str], None] | None = None, *, lmtp: bool = False) -> None:
         self.extensions = Extensions()
         self._trace = trace
         self._sent = State.START
@@ -249,6 +278,10 @@ class Connection:
         self._out: list[bytes] = []
         self._error: RemoteProtocolError | None = None
         self._message_sent = False
+        self._chunked = False
+        self._lmtp = lmtp
+        # with LMTP, those who have not had their reply to the message
+        self._accepted: deque[bytes] = deque()
         self._secrets: list[bytes] = []  # the responses of the last AUTH as they were sent
 
     # Where the session is
@@ -268,13 +301,33 @@ class Connection:
         if not self._outstanding:
             return ""
         command = self._outstanding[0][0]
+        if command == _LAST:
+            return END_OF_DATA
         return DATA if command == END_OF_DATA and not self._message_sent else command
+
+    @property
+    def pipelined(self) -> bool:
+        """More than one command is unanswered."""
+        return len(self._outstanding) > 1
+
+    @property
+    def chunked(self) -> bool:
+        """The last message, or a part of it, was sent with BDAT."""
+        return self._chunked
+
+    @property
+    def between_transactions(self) -> bool:
+        """MAIL may be the next command, as far as is known."""
+        return self._sent is State.READY
 
     # Commands
 
     def ehlo(self, name: bytes) -> None:
-        """``name``: our host name or address literal, octets."""
-        self._command(EHLO, b"EHLO " + name, name)
+        """``name``: our host name or address literal, octets.  With LMTP the command is LHLO."""
+        if self._lmtp:
+            self._command(LHLO, b"LHLO " + name, name)
+        else:
+            self._command(EHLO, b"EHLO " + name, name)
 
     def helo(self, name: bytes) -> None:
         """As ``ehlo``, for servers that refuse it."""
@@ -307,7 +360,7 @@ class Connection:
 
     def auth_response(self, response: bytes | None) -> None:
         """Answer a 334 with ``response``, not yet base64; None gives the exchange up."""
-        if self._sent is not State.AUTH:
+        if self._sent is not State.AUTH and self._error is None:
             raise LocalProtocolError(f"AUTH response in state {self._sent.name}")
         if response is None:
             self._command(AUTH, b"*")
@@ -336,6 +389,15 @@ class Connection:
         if self._answered is not State.DATA or self._message_sent:
             raise LocalProtocolError(f"message in state {self._answered.name}")
         return self._pieces(content)
+
+    def chunk(self, octets: bytes, *, last: bool) -> None:
+        """A part of the message in ``crlf`` form, all of it when it is the first and ``last`` (RFC 3030).
+
+        The answer to the last one is that to ``END_OF_DATA``, those before are to ``BDAT``.
+        """
+        self._command(_LAST if last else BDAT, b"BDAT %d%b" % (len(octets), b" LAST" * last))
+        self._out.append(octets)
+        self._chunked = True
 
     def rset(self) -> None:
         """Give the transaction up."""
@@ -380,13 +442,23 @@ class Connection:
         if not self._outstanding:
             raise self._fail(f"reply without a command: {reply}")
         command, argument = self._outstanding.popleft()
+        if command in (END_OF_DATA, _LAST) and self._accepted:
+            argument = self._accepted.popleft()
+            if self._accepted:
+                self._outstanding.appendleft((command, b""))
         if command == AUTH:
             reply = self._without_secret(reply)
+        elif command == RCPT and (len(reply.lines) > 1 or len(reply.lines[0]) > _RCPT_REPLY):
+            reply = reply.shortened(_RCPT_REPLY)
         if self._trace is not None:
             for line in reply.lines:
                 self._trace(f"S: {reply.code} {printable(line)}")
         self._move(command, reply)
-        return Answer(command, argument, reply)
+        if command == RCPT and reply.ok and self._lmtp:
+            self._accepted.append(argument)
+        elif command in (MAIL, RSET):
+            self._accepted.clear()
+        return Answer(END_OF_DATA if command == _LAST else command, argument, reply)
 
     # Inside
 
@@ -402,6 +474,9 @@ class Connection:
     def _command(
         self, command: str, line: bytes, argument: bytes = b"", *, shown: bytes | None = None
     ) -> None:
+        if self._error is not None:
+            # Not our bug: the session ended before this.
+            raise self._error
         transition = TRANSITIONS[command]
         if self._sent not in transition.allowed:
             raise LocalProtocolError(f"{command} in state {self._sent.name}")
@@ -437,12 +512,15 @@ class Connection:
         after = replies[digit]
         if after is not None:
             self._answered = after
+        if command == DATA and digit == 3 and self._lmtp and not self._accepted:
+            # RFC 2033 section 4.2: it must refuse.  A reply to the message would never come.
+            raise self._fail(f"message asked for without a recipient: {reply}")
         if command == DATA and digit == 3:
             # From here on the server owes one reply whatever is sent, and may give it early.
             self._message_sent = False
             self._outstanding.append((END_OF_DATA, b""))
-        elif command in (EHLO, HELO) and digit == 2:
-            self.extensions = Extensions.parse(reply) if command == EHLO else Extensions()
+        elif command in (EHLO, HELO, LHLO) and digit == 2:
+            self.extensions = Extensions() if command == HELO else Extensions.parse(reply)
         if not self._outstanding:
             self._sent = self._answered
 

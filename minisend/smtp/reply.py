@@ -9,19 +9,23 @@ again, as nobody knows which command the next line would answer.
 
 Accepted beyond the letter, as Postfix does: a bare LF as line end, no text at all ("250"), lines of any length.
 
-Limits: a reply keeps its first 64 KiB of text (the rest is read and dropped); one longer than 1 MiB is an error, so a
-server that never ends its reply costs bounded memory.  No server in the field comes near either.
+Limits: a reply keeps its first 64 KiB of memory, lines counted with what they cost beside their text (the rest is read and
+dropped); one longer than 1 MiB is an error, so a server that never ends its reply costs bounded memory.  No server in the
+field comes near either.
 
 Source: RFC 5321 section 4.2 (form), RFC 2034 and RFC 3463 (enhanced status codes).
 """
 
 import re
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from minisend.errors import RemoteProtocolError
 
 KEPT_OCTETS = 64 * 1024
 MAX_OCTETS = 1024 * 1024
+
+#: What a line costs beside its text, its place in a tuple included: many short ones must not cost more than one long.
+LINE_OCTETS = 48
 
 _ENHANCED = re.compile(rb"\s*([245]\.\d{1,3}\.\d{1,3})(?=\s|$)")
 
@@ -40,8 +44,7 @@ def printable(octets: bytes) -> str:
     )
 
 
-@dataclass(frozen=True, slots=True)
-class Reply:
+class Reply(NamedTuple):
     """One reply: its three digits and its lines of text, octets without code, separator and line end."""
 
     code: int
@@ -70,6 +73,16 @@ class Reply:
     def permanent(self) -> bool:
         """5yz: do not try the same again."""
         return self.code // 100 == 5
+
+    def shortened(self, octets: int) -> "Reply":
+        """The same with the lines that fit into so many octets of memory, the last one cut."""
+        lines = []
+        for line in self.lines:
+            if octets <= 0:
+                break
+            lines.append(line[:octets])
+            octets -= len(line) + LINE_OCTETS
+        return Reply(self.code, tuple(lines))
 
     def __str__(self) -> str:
         return f"{self.code} {self.text}".rstrip()
@@ -134,7 +147,7 @@ class ReplyParser:
         self._code = int(code)
         if self._kept < KEPT_OCTETS:
             self._lines.append(text[: KEPT_OCTETS - self._kept])
-            self._kept += len(text) + 2  # empty lines count too
+            self._kept += len(text) + LINE_OCTETS
         return separator != b"-"
 
     def _fail(self, message: str) -> RemoteProtocolError:

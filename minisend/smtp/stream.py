@@ -26,11 +26,15 @@ if TYPE_CHECKING:
     import ssl
 
     from minisend.smtp.binding import ChannelBinding
+    from minisend.smtp.handshake import Trust
 
 READ_SIZE = 64 * 1024
 
 #: Seconds of waiting at a time.
 _PATIENCE = 1.0
+
+#: What a socket is connected or bound to.
+_Address = str | tuple[object, ...]
 
 #: One TLS record, and the step by which a write makes progress.
 _WRITE_SIZE = 16 * 1024
@@ -51,13 +55,6 @@ _LOCAL = frozenset(
     )
 )
 
-# X509_V_ERR_* of OpenSSL's x509_vfy.h, as SSLCertVerificationError.verify_code has them.
-_NOT_YET_VALID = 9
-_EXPIRED = 10
-_SELF_SIGNED = (18, 19)
-_UNKNOWN_CA = (2, 20, 21)
-_WRONG_NAME = (62, 64)
-
 
 def blame(error: SmtpError, phase: str) -> SmtpError:
     """Say in ``error.phase`` where it happened, unless that is known already."""
@@ -68,9 +65,11 @@ def blame(error: SmtpError, phase: str) -> SmtpError:
 class HandshakeError(TlsError):
     """The TLS handshake failed; the connection is lost with it.
 
+    ``taken_up``            it began with the session of an earlier one, which may be to blame: a further one will not
     ``plain_text_allowed``  the level of TLS asked for was "opportunistic": a new connection may do without
     """
 
+    taken_up = False
     plain_text_allowed = False
 
 
@@ -79,6 +78,7 @@ class Stream:
 
     ``name``           says in errors who is at the other end
     ``while_waiting``  called about each second while something is waited for
+    ``sent``           octets that were taken off our hands so far
     """
 
     def __init__(
@@ -93,6 +93,9 @@ class Stream:
         self._while_waiting = while_waiting
         self._called = monotonic()
         self._encrypted = False
+        # Of the handshake, until octets from the server show that it has accepted its end too.
+        self._unconfirmed: Callable[[ssl.SSLError], HandshakeError] | None = None
+        self.sent = 0
 
     @property
     def encrypted(self) -> bool:
@@ -163,18 +166,31 @@ class Stream:
                 if blocked_on:
                     self._wait(blocked_on | select.POLLIN, deadline)
 
-    def start_tls(self, context: "ssl.SSLContext", server_name: str | None, timeout: float) -> None:
-        """The handshake.  ``server_name`` goes into SNI and is what the certificate is checked against.
+    def start_tls(self, trust: "Trust", server_name: str | None, timeout: float) -> None:
+        """The handshake.  ``server_name`` goes into SNI, unless it is an address, and is what the certificate is checked against.
 
         Raises ``HandshakeError``, which says what is wrong with a certificate that does not hold.
         """
         import ssl
 
+        from minisend.smtp.handshake import Fault, failed, refused_certificate
+
         deadline = monotonic() + timeout
         who = server_name or self._name
+        kept = trust.session(server_name, self._name)
+
+        def fault(kind: Fault, text: str) -> HandshakeError:
+            trust.forget(server_name, self._name)
+            error = HandshakeError(trust.advised(kind, text))
+            error.taken_up = kept is not None
+            return error
+
         try:
-            connection = context.wrap_socket(
-                self._socket, server_hostname=server_name, do_handshake_on_connect=False
+            connection = trust.context.wrap_socket(
+                self._socket,
+                server_hostname=server_name,
+                do_handshake_on_connect=False,
+                session=kept,
             )
             self._socket = connection
             while True:
@@ -186,20 +202,30 @@ class Stream:
                 except ssl.SSLWantWriteError:
                     self._wait(select.POLLOUT, deadline)
         except ssl.SSLCertVerificationError as error:
-            raise HandshakeError(_certificate_fault(error, who)) from error
-        except ssl.SSLEOFError as error:
-            raise HandshakeError(
-                f"TLS handshake with {who}: server closed the connection"
-            ) from error
+            raise fault(*refused_certificate(error, self._tls_socket(), who)) from error
+        except (ssl.SSLEOFError, ssl.SSLZeroReturnError) as error:
+            closed = f"TLS handshake with {who}: server closed the connection"
+            raise fault(Fault.OTHER, closed) from error
         except ssl.SSLError as error:
-            raise HandshakeError(f"TLS handshake with {who}: {_ssl_reason(error)}") from error
-        except NetworkError as error:
-            raise HandshakeError(f"TLS handshake with {who}: {error}") from error
+            raise fault(*failed(error, who)) from error
         except OSError as error:
-            raise HandshakeError(f"TLS handshake with {who}: {_reason(error)}") from error
-        except ValueError as error:  # no name to check, or one that cannot be a host name
-            raise HandshakeError(f"TLS handshake with {who}: {error}") from error
+            raise fault(Fault.OTHER, f"TLS handshake with {who}: {_reason(error)}") from error
+        except (NetworkError, ValueError) as error:
+            # ValueError: no name to check, or one that cannot be a host name.
+            raise fault(Fault.OTHER, f"TLS handshake with {who}: {error}") from error
         self._encrypted = True
+        mismatch = trust.mismatch(connection.getpeercert(binary_form=True), who)
+        if mismatch:
+            raise fault(Fault.FINGERPRINT, mismatch)
+        self._unconfirmed = lambda error: fault(*failed(error, who))
+
+    def keep_tls_session(self, trust: "Trust", server_name: str | None) -> None:
+        """Let the next handshake with this server begin where this one led, arguments as for ``start_tls``.
+
+        Nothing is kept without TLS.  To be called when something has been read over it.
+        """
+        if self._encrypted:
+            trust.keep(server_name, self._name, self._tls_socket())
 
     def close(self) -> None:
         """Close the connection, with close_notify when it has TLS but without waiting for the server's; never raises."""
@@ -223,14 +249,18 @@ class Stream:
     def _receive(self, limit: int) -> tuple[bytes | None, int]:
         """What is there to be read, or None and the poll events to wait for."""
         try:
-            return self._socket.recv(limit), 0
+            octets = self._socket.recv(limit)
+            self._unconfirmed = None
+            return octets, 0
         except OSError as error:
             return None, self._blocked_on(error, select.POLLIN)
 
     def _send(self, octets: memoryview) -> tuple[int, int]:
         """The count written, and the poll events to wait for before more can be."""
         try:
-            return self._socket.send(octets), 0
+            count = self._socket.send(octets)
+            self.sent += count
+            return count, 0
         except OSError as error:
             return 0, self._blocked_on(error, select.POLLOUT)
 
@@ -248,8 +278,12 @@ class Stream:
             if isinstance(error, ssl.SSLError) and not isinstance(
                 error, (ssl.SSLEOFError, ssl.SSLZeroReturnError)
             ):
-                # With TLS 1.3 a server refuses our certificate only here, after the handshake.
-                raise TlsError(f"TLS with {self._name}: {_ssl_reason(error)}") from error
+                if self._unconfirmed is not None:
+                    # With TLS 1.3 a server refuses our certificate only here, after what is the handshake for us.
+                    raise self._unconfirmed(error) from error
+                from minisend.smtp.handshake import reason
+
+                raise TlsError(f"TLS with {self._name}: {reason(error)}") from error
         raise NetworkError(
             f"lost connection: {_reason(error)}", local=error.errno in _LOCAL
         ) from error
@@ -275,15 +309,39 @@ def connect(
     port: int,
     timeout: float,
     while_waiting: Callable[[], None] = lambda: None,
+    *,
+    source: str = "",
 ) -> Stream:
     """Connect to one address: IPv4 or IPv6 (no brackets, a scope allowed).
 
+    ``source``  the address of this machine to connect from, of the same family; "" leaves it to the system
     Names are not resolved.  Raises ``NetworkError`` with status 4.4.1 and phase "connect".
     """
-    deadline = monotonic() + timeout
+    family, target = _numeric(address, port)
     name = f"[{address}]:{port}"
+    if source:
+        name = f"{name} from [{source}]"
+    return _connected(
+        family,
+        target,
+        name,
+        timeout,
+        while_waiting,
+        source=_numeric(source, 0)[1] if source else None,
+    )
+
+
+def connect_unix(
+    path: str, timeout: float, while_waiting: Callable[[], None] = lambda: None
+) -> Stream:
+    """Connect to a unix socket.  Raises ``NetworkError`` as ``connect`` does: also when nobody is there to listen."""
+    return _connected(socket.AF_UNIX, path, path, timeout, while_waiting)
+
+
+def _numeric(address: str, port: int) -> tuple[int, _Address]:
+    """Family and socket address.  Raises ``LocalProtocolError``."""
     try:
-        family, _, _, _, target = socket.getaddrinfo(
+        family, _, _, _, found = socket.getaddrinfo(
             address,
             port,
             type=socket.SOCK_STREAM,
@@ -291,11 +349,28 @@ def connect(
         )[0]
     except (OSError, ValueError) as error:
         raise blame(LocalProtocolError(f"not an IP address: {address!r}"), "connect") from error
+    return family, found
+
+
+def _connected(
+    family: int,
+    target: _Address,
+    name: str,
+    timeout: float,
+    while_waiting: Callable[[], None],
+    *,
+    source: _Address | None = None,
+) -> Stream:
+    """``name`` is for errors."""
+    deadline = monotonic() + timeout
     connecting: socket.socket | None = None
     try:
         connecting = socket.socket(family, socket.SOCK_STREAM)
-        # Every write is a whole command, flight or piece: Nagle's algorithm could only delay it.
-        connecting.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if family != socket.AF_UNIX:
+            # Every write is a whole command, flight or piece: Nagle's algorithm could only delay it.
+            connecting.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if source is not None:
+            connecting.bind(source)
         stream = Stream(connecting, name, while_waiting)
         code = connecting.connect_ex(target)
         if code == errno.EINPROGRESS:
@@ -320,23 +395,3 @@ def connect(
 
 def _reason(error: OSError) -> str:
     return error.strerror or type(error).__name__
-
-
-def _ssl_reason(error: "ssl.SSLError") -> str:
-    """OpenSSL's reason without its source file and line: "wrong version number"."""
-    return (error.reason or error.strerror or type(error).__name__).replace("_", " ").lower()
-
-
-def _certificate_fault(error: "ssl.SSLCertVerificationError", who: str) -> str:
-    code = error.verify_code
-    if code == _EXPIRED:
-        return f"certificate of {who} has expired"
-    if code == _NOT_YET_VALID:
-        return f"certificate of {who} is not valid yet"
-    if code in _SELF_SIGNED:
-        return f"certificate of {who} is self-signed or from a CA that is not trusted here"
-    if code in _UNKNOWN_CA:
-        return f"certificate of {who} is from an unknown CA"
-    if code in _WRONG_NAME:
-        return f"certificate is not for {who}, the name expected"
-    return f"certificate of {who} does not hold: {error.verify_message}"

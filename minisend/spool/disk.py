@@ -58,6 +58,14 @@ def reserve(fd: int, offset: int, length: int) -> None:
     posix.posix_fallocate(fd, offset, length)
 
 
+def block(fd: int) -> int:
+    """Octets of which the file system allocates at least so many at a time to the file or directory behind ``fd``; 1 when unknown."""
+    try:
+        return max(1, min(posix.fstatvfs(fd).f_bsize, 4096))
+    except OSError:
+        return 1
+
+
 def begin_writing(fd: int) -> None:
     """Let the kernel start to write out what the file has so far; returns at once and promises nothing.
 

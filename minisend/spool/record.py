@@ -59,10 +59,11 @@ LONG_LINE = "L"
 HAS_NUL = "0"
 BARE_CR = "R"
 
-# What one text field may take in an outcome line, escapes included; six of them, the fixed fields and a range
-# stay below OUTCOME_ROOM, which is reserved for each recipient before an attempt.
-_TEXT_LIMIT = 400
-OUTCOME_ROOM = 2600
+# Octets that the text fields of an outcome line may take, escapes included: action, status, remote_mta, command,
+# diagnostic, reason.  With the fixed fields and a range they stay below OUTCOME_ROOM, for which there is room for each
+# recipient before an attempt.
+_TEXT_LIMITS = (16, 16, 320, 32, 400, 400)
+OUTCOME_ROOM = 1300
 
 _SAFE = bytes(c for c in range(0x20, 0x100) if c not in (0x5C, 0x7F))
 
@@ -186,12 +187,12 @@ def _text(value: str) -> bytes:
     return escape(value.encode("utf-8", "surrogateescape"))
 
 
-def _short(value: str) -> bytes:
-    """``_text``, cut to _TEXT_LIMIT octets, never inside an escape."""
+def _short(value: str, limit: int) -> bytes:
+    """``_text``, cut to ``limit`` octets, never inside an escape."""
     # A character has at least one octet: what lies beyond that many of them need not be escaped to be cut off.
-    octets = _text(value[:_TEXT_LIMIT])
-    if len(octets) > _TEXT_LIMIT:
-        octets = octets[:_TEXT_LIMIT]
+    octets = _text(value[:limit])
+    if len(octets) > limit:
+        octets = octets[:limit]
         if b"\\" in octets[-3:]:
             octets = octets[: octets.rindex(b"\\")]
         octets = octets.decode("utf-8", "ignore").encode("utf-8")
@@ -255,43 +256,36 @@ def head_length(octets: bytes) -> int:
 
 
 def parse_head(head: bytes) -> tuple[Envelope, int]:
-    """The envelope and the size of the message.  Raises BrokenRecord."""
-    single: dict[bytes, bytes] = {}
-    recipients: list[Recipient] = []
+    """The envelope and the size of the message; the recipients come last.  Raises BrokenRecord."""
+    # Few steps: a listing of a large queue spends its time here.
+    facts, found, to = head[:-2].partition(b"\nto ")
+    lines = [line.partition(b" ") for line in facts.split(b"\n")]
+    single = {key: value for key, _, value in lines[1:]}
+    if len(single) != len(lines) - 1:
+        raise BrokenRecord("a line stands twice in its envelope")
     try:
-        for line in head[:-2].split(b"\n")[1:]:
-            key, _, value = line.partition(b" ")
-            if key == b"to":
-                recipients.append(Recipient(unescape(value)))
-            elif key == b"original":
-                recipients[-1].original = unescape(value)
-            elif key == b"notify":
-                recipients[-1].notify = _from_text(value)
-            elif key in single:
-                raise BrokenRecord("a line stands twice in its envelope")
-            else:
-                single[key] = value
         envelope = Envelope(
             single.pop(b"id").decode("ascii"),
             unescape(single.pop(b"sender")),
-            recipients,
+            [_parse_recipient(lines) for lines in to.split(b"\nto ")],
             arrived=float(single.pop(b"arrived")),
             zone=int(single.pop(b"zone")),
             uid=int(single.pop(b"uid")),
             login=unescape(single.pop(b"login")),
             full_name=unescape(single.pop(b"name")),
-            sender_given=single.pop(b"sender-given", None) is not None,
-            from_headers=single.pop(b"from-headers", None) is not None,
-            body=_from_text(single.pop(b"body", b"")),
-            ret=_from_text(single.pop(b"ret", b"")),
-            envid=_from_text(single.pop(b"envid", b"")),
         )
         size = int(single.pop(b"size"))
-    except (KeyError, IndexError, ValueError) as exc:
+        if single:
+            envelope.sender_given = single.pop(b"sender-given", None) is not None
+            envelope.from_headers = single.pop(b"from-headers", None) is not None
+            envelope.body = _from_text(single.pop(b"body", b""))
+            envelope.ret = _from_text(single.pop(b"ret", b""))
+            envelope.envid = _from_text(single.pop(b"envid", b""))
+    except (KeyError, ValueError) as exc:
         raise BrokenRecord("its envelope is incomplete") from exc
     if (
         single
-        or not recipients
+        or not found
         or not 0 <= size < 10**_SIZE_DIGITS
         or not 0 <= envelope.arrived <= _LAST_TIME
         or not -_DAY < envelope.zone < _DAY
@@ -299,6 +293,23 @@ def parse_head(head: bytes) -> tuple[Envelope, int]:
     ):
         raise BrokenRecord("its envelope is not one of ours")
     return envelope, size
+
+
+def _parse_recipient(lines: bytes) -> Recipient:
+    """From the octets between two ``to``."""
+    if b"\n" not in lines:
+        return Recipient(unescape(lines))
+    address, *others = lines.split(b"\n")
+    recipient = Recipient(unescape(address))
+    for line in others:
+        key, _, value = line.partition(b" ")
+        if key == b"original":
+            recipient.original = unescape(value)
+        elif key == b"notify":
+            recipient.notify = _from_text(value)
+        else:
+            raise BrokenRecord("its envelope is not one of ours")
+    return recipient
 
 
 def format_line(text: bytes) -> bytes:
@@ -338,14 +349,18 @@ def format_outcomes(attempt: int, outcomes: "Iterable[Outcome]") -> bytes:
         rest = b"%.3f\t%b" % (
             outcome.at,
             b"\t".join(
-                _short(value)
-                for value in (
-                    outcome.action,
-                    outcome.status,
-                    outcome.remote_mta,
-                    outcome.command,
-                    outcome.diagnostic,
-                    outcome.reason,
+                _short(value, limit)
+                for value, limit in zip(
+                    (
+                        outcome.action,
+                        outcome.status,
+                        outcome.remote_mta,
+                        outcome.command,
+                        outcome.diagnostic,
+                        outcome.reason,
+                    ),
+                    _TEXT_LIMITS,
+                    strict=True,
                 )
             ),
         )

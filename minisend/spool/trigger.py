@@ -5,15 +5,16 @@ Never waits and never fails: a queue that nobody serves at this moment is looked
 Source: DESIGN section 3, "Wake-up"; the same as Postfix's trigger(3).
 """
 
+import errno
 import posix
 
 from minisend.spool import disk
 
-# inode(7): what stat.S_ISFIFO tests, without the module.
 # What is to be looked at: ``queue/new``, or all of the queue.
 SUBMISSION = b"n"
 EVERYTHING = b"a"
 
+# inode(7): what stat.S_ISFIFO tests, without the module.
 _TYPE = 0o170000
 _FIFO = 0o010000
 
@@ -38,9 +39,10 @@ def poke(spool: str, octet: bytes) -> bool:
 
 
 class Trigger:
-    """The reading end, held by who serves the queue; ``fileno`` is ready when somebody has poked.
+    """The reading end, held by who serves the queue.
 
-    Open for writing too: with nobody else's end open a FIFO would count as ended.  Raises OSError.
+    Open for writing too: with nobody else's end open a FIFO would count as ended.  Beside it there is a pipe of our own:
+    what wakes this process must not be read by another one that serves the same queue.  Raises OSError.
     """
 
     def __init__(self, spool: str) -> None:
@@ -49,36 +51,67 @@ class Trigger:
             posix.mkfifo(path, 0o600)
         except FileExistsError:
             pass
-        self._fd = posix.open(
-            path, posix.O_RDWR | posix.O_NONBLOCK | posix.O_CLOEXEC | posix.O_NOFOLLOW
-        )
-        if posix.fstat(self._fd).st_mode & _TYPE != _FIFO:
-            self.close()
-            raise FileExistsError(17, "is there, and is no FIFO: remove it", path)
-
-    def fileno(self) -> int:
-        """The descriptor, for poll."""
-        return self._fd
-
-    def take(self) -> bytes:
-        """What has been written since the last time; ``b""`` when nothing has."""
-        octets = b""
         try:
-            while piece := posix.read(self._fd, 4096):
-                octets += piece
-        except BlockingIOError:
-            pass
-        return octets
+            self._fd = posix.open(
+                path, posix.O_RDWR | posix.O_NONBLOCK | posix.O_CLOEXEC | posix.O_NOFOLLOW
+            )
+        except OSError as exc:
+            if exc.errno in (errno.ELOOP, errno.EISDIR, errno.ENXIO):
+                raise _no_fifo(path) from exc  # a symbolic link, a directory, a socket
+            raise
+        if posix.fstat(self._fd).st_mode & _TYPE != _FIFO:
+            disk.close(self._fd)
+            raise _no_fifo(path)
+        self._woken, self._waking = posix.pipe2(posix.O_NONBLOCK | posix.O_CLOEXEC)
+        import select  # here: a submission, which only pokes, does without
+
+        self._poll = select.poll()
+        self._poll.register(self._fd, select.POLLIN)
+        self._poll.register(self._woken, select.POLLIN)
+
+    def wait(self, seconds: float) -> bytes:
+        """What has been written since the last time, as soon as there is something; ``b""`` when there is nothing in time.
+
+        Also when ``wake`` was called, then and there.
+        """
+        self._poll.poll(max(0, int(seconds * 1000) + 1))
+        _read_all(self._woken)
+        return _read_all(self._fd)
 
     def wake(self) -> None:
-        """Poke ourselves; safe in a signal handler."""
+        """End the wait, or the next one; safe in a signal handler and in any thread."""
         try:
-            posix.write(self._fd, b"\0")
+            posix.write(self._waking, b"\0")
         except OSError:
-            pass  # full: ready as it is; closed: nobody waits
+            pass  # full: it will end as it is; closed: nobody waits
 
-    def close(self) -> None:
-        """From here on a poke finds nobody."""
+    def leave(self) -> bytes:
+        """From here on a poke finds nobody; ``wake`` may still be called.  Returns what had been written by then."""
+        octets = b""
         if self._fd >= 0:
+            octets = _read_all(self._fd)
             disk.close(self._fd)
             self._fd = -1
+        return octets
+
+    def close(self) -> None:
+        """Nobody calls ``wake`` any more: its descriptor may soon be something else's."""
+        self.leave()
+        if self._waking >= 0:
+            disk.close(self._woken)
+            disk.close(self._waking)
+            self._waking = -1
+
+
+def _read_all(fd: int) -> bytes:
+    octets = b""
+    try:
+        while piece := posix.read(fd, 4096):
+            octets += piece
+    except BlockingIOError:
+        pass
+    return octets
+
+
+def _no_fifo(path: str) -> FileExistsError:
+    return FileExistsError(errno.EEXIST, "is there, and is no FIFO: remove it", path)

@@ -226,6 +226,26 @@ def test_a_server_needs_no_login(
     )
 
 
+def test_a_smarthost_by_name(
+    service: Service,
+    tmp_path: Path,
+    decide: Callable[[bool], list[float]],
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    decide(True)
+    path = configure(tmp_path, service)
+    text = path.read_text()
+    path.write_text(text.replace("[smarthost]", "[smarthosts.shop]"))
+    with pytest.raises(ConfigError, match=r"^\[smarthost\]: expected this table for a login"):
+        main(["login"], str(path))
+    assert main(["login", "shop"], str(path)) == 0
+    token_file = tmp_path / "state/smarthost.json"
+    assert capfd.readouterr().out.endswith(f"Logged in as {USER}; tokens kept in {token_file}\n")
+    path.write_text(f'[spool]\npath = "{tmp_path}/spool"\n[smarthosts.shop]\nhost = "a.example"\n')
+    with pytest.raises(ConfigError, match=r"^\[smarthosts.shop\] oauth2_provider: expected this"):
+        main(["login", "shop"], str(path))
+
+
 def test_nothing_to_log_in_to(tmp_path: Path) -> None:
     path = tmp_path / "config.toml"
     path.write_text(f'[spool]\npath = "{tmp_path}/spool"\n')

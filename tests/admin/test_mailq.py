@@ -259,12 +259,12 @@ def test_message_that_moves_while_the_queue_is_listed_is_shown_once(crafted, cap
         crafted.attempt(f"000000000000000{number}", [], until=NOW + number)
     look = module._look
 
-    def move_then_look(queue, place, claimed):
+    def move_then_look(queue, place, *rest):
         if place.name == f"{int(NOW) + 2}.0000000000000002":
             crafted.file("cur", place.name).rename(
                 crafted.file("cur", f"{int(NOW) + 99}.0000000000000002")
             )
-        return look(queue, place, claimed)
+        return look(queue, place, *rest)
 
     monkeypatch.setattr(module, "_look", move_then_look)
     out = listing(crafted, capfd)

@@ -15,6 +15,8 @@ import pytest
 
 import minisend
 from minisend.admin.command import main
+from minisend.admin.mailq import mailq
+from minisend.delivery.destination import Destinations, Down
 from minisend.envelope import Outcome
 
 NOW = 1795440600.0
@@ -289,21 +291,154 @@ def test_cut_counts_columns_not_characters(text, columns, shown):
     assert _length(shown) <= columns
 
 
-def test_rows_are_written_as_files_are_read(crafted, monkeypatch):
-    """The first is out before the last is opened: 100,000 messages take no memory and no wait."""
-    from minisend.admin import queue as module
+@pytest.mark.parametrize("command", [["queue"], ["queue", "--json"]])
+def test_rows_are_written_as_files_are_read(crafted, monkeypatch, command):
+    """The first is out before the second is opened, the rest in pieces: 100,000 messages take no memory and no wait."""
+    from minisend.admin import terminal
     from minisend.spool.store import Queue
 
     happened = []
-    for number in (1, 2, 3):
-        crafted.add(f"000000000000000{number}")
+    for number in range(4):
+        crafted.add(f"{number:016x}", recipients=(b"r" * 40_000 + b"@example.net",))
     read = Queue.read
     monkeypatch.setattr(
         Queue, "read", lambda self, place: happened.append("read") or read(self, place)
     )
-    monkeypatch.setattr(module, "write", lambda fd, text: happened.append("write"))
-    main(["queue"], str(crafted.config))
-    assert happened == ["read", "write"] * 3 + ["write"]
+    monkeypatch.setattr(terminal, "write", lambda fd, text: happened.append("write"))
+    main(command, str(crafted.config))
+    assert happened == ["read", "write", "read", "read", "write", "read", "write"]
+
+
+def down(crafted, name, reason):
+    Destinations(str(crafted.path)).put(
+        name,
+        Down(
+            since=NOW - 600,
+            failures=2,
+            counted=(NOW - 600, NOW - 60),
+            until=int(NOW) + 2100,
+            status="4.4.1",
+            reason=reason,
+            remote_mta="mx.example.net[192.0.2.1]:25",
+            diagnostic="",
+            command="",
+            at=NOW - 60,
+        ),
+    )
+
+
+@pytest.fixture
+def put_off(crafted, refused):
+    """Two recipients of three wait for destinations that were not tried for them, of which one is down."""
+    crafted.add(
+        "0000000000000001", recipients=(b"a@example.net", b"b@example.com", b"c@example.org")
+    )
+    crafted.attempt("0000000000000001", [refused(2)], until=NOW + 2100)
+    for domain in ("example.net", "example.org"):
+        down(crafted, domain, f"connect to mx.{domain}: No route to host")
+    return crafted
+
+
+DOWN = "connect to mx.example.net: No route to host"
+
+
+def test_who_waits_for_a_destination_that_is_down_is_told_why(put_off, queue):
+    """The reason of the status file stands only for those who have no outcome of their own."""
+    assert json.loads(queue("--json"))["recipients"] == [
+        {
+            "address": "a@example.net",
+            "delay_reason": DOWN,
+            "action": "delayed",
+            "status": "4.4.1",
+            "remote_mta": "mx.example.net[192.0.2.1]:25",
+            "diagnostic": "",
+        },
+        {
+            "address": "b@example.com",
+            "action": "",
+            "status": "",
+            "remote_mta": "",
+            "diagnostic": "",
+        },
+        {
+            "address": "c@example.org",
+            "delay_reason": "connect to 127.0.0.1:2525: Connection refused",
+            "action": "delayed",
+            "status": "4.4.1",
+            "remote_mta": "",
+            "diagnostic": "",
+        },
+    ]
+    assert queue().splitlines()[2] == f"    {DOWN}"
+    assert queue("0000000000000001").splitlines()[2] == f"    {DOWN}"
+
+
+def test_mailq_says_which_destination_is_down(put_off, capfd):
+    capfd.readouterr()
+    assert mailq(str(put_off.config)) == 0
+    assert re.findall(r"\((.*)\)\n|^ +(\w@.*)\n", capfd.readouterr().out, re.MULTILINE) == [
+        (f"{DOWN}; next attempt 14:05", ""),
+        ("", "a@example.net"),
+        ("next attempt 14:05", ""),
+        ("", "b@example.com"),
+        ("connect to 127.0.0.1:2525: Connection refused; next attempt 14:05", ""),
+        ("", "c@example.org"),
+    ]
+
+
+def test_mailq_lists_also_where_the_configuration_has_a_mistake(put_off, capfd):
+    with put_off.config.open("a") as config:
+        config.write('\n[delivery]\nmx_port = "x"\n')
+    capfd.readouterr()
+    assert mailq(str(put_off.config)) == 0
+    assert "(next attempt 14:05)\n" in capfd.readouterr().out
+
+
+def test_show_says_which_destination_is_down(put_off, capfd):
+    assert main(["show", "--headers", "0000000000000001"], str(put_off.config)) == 0
+    shown = capfd.readouterr().out
+    assert (
+        "Recipients:\n"
+        "  a@example.net: deferred (4.4.1)\n"
+        f"     {DOWN} (Nov 23 13:29:00)\n"
+        "  b@example.com: not tried yet\n"
+        "  c@example.org: deferred (4.4.1)\n"
+        "History:\n"
+    ) in shown
+    assert main(["show", "--json", "0000000000000001"], str(put_off.config)) == 0
+    told = json.loads(capfd.readouterr().out)
+    assert [(r["state"], r["status"]) for r in told["envelope"]["recipients"]] == [
+        ("deferred", "4.4.1"),
+        ("not tried yet", ""),
+        ("deferred", "4.4.1"),
+    ]
+
+
+@pytest.mark.parametrize("state", ["hold", "new"])
+def test_what_waits_for_no_destination_has_no_such_reason(crafted, queue, state):
+    crafted.add("0000000000000001", recipients=(b"a@example.net",))
+    if state == "hold":
+        crafted.attempt("0000000000000001", [], state="hold")
+    down(crafted, "example.net", DOWN)
+    assert "delay_reason" not in json.loads(queue("--json"))["recipients"][0]
+
+
+def test_a_status_file_is_read_once_for_a_listing(crafted, queue, monkeypatch):
+    read = []
+    get = Destinations.get
+    monkeypatch.setattr(
+        Destinations, "get", lambda self, name: read.append(name) or get(self, name)
+    )
+    for number in range(6):
+        crafted.add(f"{number:016x}", recipients=(b"%d@example.%d" % (number, number % 2),))
+        crafted.attempt(f"{number:016x}", [], until=NOW + number)
+    queue()
+    assert read == ["example.0", "example.1"]
+    read.clear()
+    with crafted.config.open("a") as config:
+        config.write('\n[smarthost]\nhost = "smtp.example.org"\n')
+    queue()
+    assert read == ["[smtp.example.org]:587"]
 
 
 @pytest.mark.parametrize("length", [1, 79, 80, 81, 300])

@@ -1,5 +1,8 @@
 """sendmail -bv: the fate of each address, and the exit code."""
 
+import os
+import pwd
+
 import pytest
 
 from minisend.admin.verify import verify
@@ -10,14 +13,14 @@ SMARTHOST = '\n[smarthost]\nhost = "smtp.example.org"\n'
 
 @pytest.fixture
 def verified(tmp_path, capfd):
-    """``verified(word, ..., more="TOML")`` -> exit code and output."""
+    """``verified(word, ..., more="TOML", sender="-f's")`` -> exit code and output."""
 
-    def run(*words, more=""):
+    def run(*words, more="", sender=None):
         config = tmp_path / "config.toml"
         config.write_text(
             f'mail_domain = "example.org"\n[spool]\npath = "{tmp_path}/spool"\n{more}'
         )
-        code = verify(list(words), str(config))
+        code = verify(list(words), str(config), sender)
         out, err = capfd.readouterr()
         assert err == ""
         return code, out
@@ -73,6 +76,41 @@ def test_a_smarthost_is_left_to_judge_a_literal(verified):
         0,
         "a@[999.1.1.1]... deliverable: "
         "mailer smarthost, host [smtp.example.org]:587, user a@[999.1.1.1]\n",
+    )
+
+
+ROUTES = """
+[[route]]
+sender = "*@shop.example"
+via = "[127.0.0.1]:26"
+[[route]]
+sender = "<>"
+via = "mx"
+[[route]]
+sender = "ACCOUNT@example.org"
+via = "discard"
+[[route]]
+recipient = "a@example.net"
+via = "lmtp:/run/lmtp"
+"""
+
+
+@pytest.mark.parametrize(
+    ("sender", "mailer"),
+    [
+        ("b@shop.example", "smtp, host smtp:[127.0.0.1]:26"),
+        ("", "mx, host example.net"),
+        ("<>", "mx, host example.net"),
+        ("b", "lmtp, host lmtp:/run/lmtp"),
+        (None, "discard, host discard"),
+    ],
+)
+def test_a_route_by_the_sender(verified, sender, mailer):
+    """Without -f it is the caller."""
+    more = ROUTES.replace("ACCOUNT", pwd.getpwuid(os.getuid()).pw_name)
+    assert verified("a@example.net", more=more, sender=sender) == (
+        0,
+        f"a@example.net... deliverable: mailer {mailer}, user a@example.net\n",
     )
 
 

@@ -1,4 +1,4 @@
-"""The most memory that a message of 100 MB takes: in sendmail, and in the flush that delivers it.
+"""The most memory that messages take: in sendmail, and in the flush that delivers one of 100 MB, or three of 50 MB at once.
 
     cd tests && python3 -m bench.memory [--size 100]
 
@@ -16,8 +16,10 @@ import threading
 import trustme
 from bench.submission import SENDER, install, message
 
-# MB resident; the issue's limit for both.
+# MB resident; the issues' limits: for one message, and for three of half the size at once.
 LIMIT = 30
+LIMIT_AT_ONCE = 60
+AT_ONCE = 3
 
 
 def main() -> None:
@@ -31,7 +33,7 @@ def main() -> None:
         certificate.cert_pem.write_to_path(directory / "ca.pem")
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         certificate.issue_cert("127.0.0.1").configure_cert(context)
-        octets = message(directory, size << 20)
+        octets, half = message(directory, size << 20), message(directory, size // 2 << 20)
         for title, tls, server in (
             ("plain text", 'tls = "none"', Discarder(None)),
             ("TLS", f'tls = "implicit"\ntls_ca_file = "{directory}/ca.pem"', Discarder(context)),
@@ -43,10 +45,19 @@ def main() -> None:
             )
             with server, octets.open("rb") as stdin:
                 command = [str(script), "-C", str(config)]
-                row("sendmail", size, peak([*command, "-odq", *SENDER], stdin))
-                row(f"flush, {title}", size, peak([*command, "-q"], subprocess.DEVNULL))
-            if server.octets < size << 20:
+                row("sendmail", f"{size} MB", peak([*command, "-odq", *SENDER], stdin), LIMIT)
+                flush = [*command, "-q"]
+                row(f"flush, {title}", f"{size} MB", peak(flush, subprocess.DEVNULL), LIMIT)
+                for _ in range(AT_ONCE):
+                    with half.open("rb") as stdin_of_one:
+                        submit = [*command, "-odq", *SENDER]
+                        subprocess.run(submit, stdin=stdin_of_one, check=True)
+                what = f"{AT_ONCE} x {size // 2} MB"
+                row(f"flush, {title}", what, peak(flush, subprocess.DEVNULL), LIMIT_AT_ONCE)
+            if server.octets < (size + AT_ONCE * (size // 2)) << 20:
                 raise SystemExit(f"{server.octets} octets arrived")
+            if server.at_once < AT_ONCE:
+                raise SystemExit(f"only {server.at_once} sessions at once")
 
 
 def peak(command: list[str], stdin: object) -> float:
@@ -57,49 +68,70 @@ def peak(command: list[str], stdin: object) -> float:
     return int(done.stderr) / 1000
 
 
-def row(what: str, size: int, megabytes: float) -> None:
-    verdict = "" if megabytes <= LIMIT else f"   more than {LIMIT}"
-    print(f"{what:20} {size} MB: peak {megabytes:5.1f} MB{verdict}", flush=True)
+def row(what: str, size: str, megabytes: float, limit: int) -> None:
+    verdict = "" if megabytes <= limit else f"   more than {limit}"
+    print(f"{what:20} {size:>9}: peak {megabytes:5.1f} MB{verdict}", flush=True)
 
 
 class Discarder:
-    """A server on loopback that takes everything, for one session; ``octets`` counts what it read."""
+    """A server on loopback that takes everything, sessions side by side.
+
+    ``octets``   what it has read
+    ``at_once``  the most messages that were on their way at the same time
+    """
 
     def __init__(self, context: ssl.SSLContext | None) -> None:
         self._context = context
         self._listener = socket.create_server(("127.0.0.1", 0))
-        self._thread = threading.Thread(target=self._serve)
+        self._threads = [threading.Thread(target=self._listen)]
+        self._lock = threading.Lock()
         self.port: int = self._listener.getsockname()[1]
         self.octets = 0
+        self.at_once = self._open = 0
 
     def __enter__(self) -> "Discarder":
-        self._thread.start()
+        self._threads[0].start()
         return self
 
     def __exit__(self, *exc_info: object) -> None:
         self._listener.shutdown(socket.SHUT_RDWR)
-        self._thread.join()
+        for thread in self._threads:
+            thread.join()
         self._listener.close()
 
-    def _serve(self) -> None:
-        try:
-            connection, _ = self._listener.accept()
-        except OSError:
-            return  # nobody came
+    def _listen(self) -> None:
+        while True:
+            try:
+                connection, _ = self._listener.accept()
+            except OSError:
+                return  # nobody comes any more
+            thread = threading.Thread(target=self._serve, args=(connection,))
+            self._threads.append(thread)
+            thread.start()
+
+    def _serve(self, connection: socket.socket) -> None:
         if self._context is not None:
             connection = self._context.wrap_socket(connection, server_side=True)
         with connection:
             connection.sendall(b"220 bench\r\n")
             end = b""
             while octets := connection.recv(1 << 18):
-                self.octets += len(octets)
+                with self._lock:
+                    self.octets += len(octets)
                 end = (end + octets)[-5:]
                 if end == b"\r\n.\r\n":
+                    self._count(-1)
                     connection.sendall(b"250 taken\r\n")
                 elif octets.startswith(b"DATA"):
+                    self._count(1)
                     connection.sendall(b"354 go ahead\r\n")
-                elif octets.startswith((b"EHLO", b"MAIL", b"RCPT", b"QUIT")):
+                elif octets.startswith((b"EHLO", b"MAIL", b"RCPT", b"RSET", b"QUIT")):
                     connection.sendall(b"250 ok\r\n")
+
+    def _count(self, change: int) -> None:
+        with self._lock:
+            self._open += change
+            self.at_once = max(self.at_once, self._open)
 
 
 if __name__ == "__main__":

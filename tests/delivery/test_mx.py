@@ -33,7 +33,7 @@ from minisend.delivery.mx import (
     is_own_address,
     targets,
 )
-from minisend.delivery.route import ERROR, MX, SMARTHOST, NextHop
+from minisend.delivery.route import ERROR, LMTP, MX, SMARTHOST, SMTP, NextHop
 
 Zone = dict[tuple[str, str], "tuple[str, ...] | Exception"]
 
@@ -614,6 +614,158 @@ def test_smarthost_not_found(
     assert (caught.value.status, str(caught.value)) == (status, reason)
 
 
+# Routes and SRV.
+
+
+def test_what_a_route_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each from its own place, and none of the default smarthost."""
+    here = config(smarthost=Smarthost(("127.0.0.9",), port=26))
+    here.smarthosts = {"x": Smarthost(("127.0.0.8",), port=27)}
+    resolver = Resolver(Script({}).query)
+    hops = [
+        NextHop(SMARTHOST, "x:", smarthost="x"),
+        NextHop(SMTP, "smtp:", host="::1", port=28),
+        NextHop(LMTP, "lmtp:", host="127.0.0.7", port=29),
+        NextHop(LMTP, "lmtp:", path="/run/lmtp"),
+    ]
+    assert [targets(hop, here, resolver) for hop in hops] == [
+        [Target("127.0.0.8", "127.0.0.8", 27)],
+        [Target("::1", "::1", 28)],
+        [Target("127.0.0.7", "127.0.0.7", 29)],
+        [Target("localhost", "/run/lmtp", 0, "none")],
+    ]
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *args, **kwargs: [])
+    with pytest.raises(Unroutable) as caught:
+        targets(hops[1], here, resolver)
+    assert (caught.value.status, str(caught.value)[:24]) == ("4.4.4", "looking up the server: ")
+
+
+SRV = {
+    ("a.example.net", "A"): ("192.0.2.1",),
+    ("b.example.net", "A"): ("192.0.2.2",),
+    ("b.example.net", "AAAA"): ("2001:db8::2",),
+    ("c.example.org", "A"): ("192.0.2.3",),
+    ("xexample.net", "A"): ("192.0.2.4",),
+    ("example.net", "A"): ("192.0.2.5",),
+}
+SUBMISSIONS, SUBMISSION = "_submissions._tcp.example.net", "_submission._tcp.example.net"
+
+
+def by_srv(zone: Zone | Script, *drawn: int) -> list[Target]:
+    """What the records say, when these numbers are drawn and then the lowest."""
+    script = zone if isinstance(zone, Script) else Script(zone)
+    lots = iter(drawn)
+    return targets(
+        NextHop(SMARTHOST, "srv:"),
+        config(smarthost=Smarthost((), srv="Example.NET.")),
+        Resolver(script.query, script.clock),
+        draw=lambda least, most: next(lots, least),
+    )
+
+
+def test_srv_implicit_tls_first_and_every_address() -> None:
+    zone: Zone = {
+        (SUBMISSION, "SRV"): ("0 1 587 A.Example.NET.",),
+        (SUBMISSIONS, "SRV"): ("20 1 465 b.example.net.", "10 1 4650 a.example.net."),
+        **SRV,
+    }
+    assert by_srv(zone) == [
+        Target("a.example.net", "192.0.2.1", 4650, "implicit"),
+        Target("b.example.net", "2001:db8::2", 465, "implicit"),
+        Target("b.example.net", "192.0.2.2", 465, "implicit"),
+        Target("a.example.net", "192.0.2.1", 587, "starttls"),
+    ]
+
+
+def test_srv_elsewhere_the_certificate_must_be_for_the_domain() -> None:
+    """Its last letters are not enough to be in it, and the domain itself may be the server."""
+    names = ("c.example.org", "xexample.net", "example.net", "a.example.net")
+    zone: Zone = {
+        (SUBMISSION, "SRV"): tuple(f"{n} 0 587 {name}." for n, name in enumerate(names)),
+        **SRV,
+    }
+    assert [(target.host, target.domain, target.server_name) for target in by_srv(zone)] == [
+        ("c.example.org", "example.net", "example.net"),
+        ("xexample.net", "example.net", "example.net"),
+        ("example.net", "", "example.net"),
+        ("a.example.net", "", "a.example.net"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("drawn", "ports"),
+    [
+        # By weight 0, 1, 3, 6; then the others, each time the lowest lot.
+        pytest.param(0, [1, 2, 3, 4], id="weight 0 at 0"),
+        pytest.param(1, [2, 1, 3, 4], id="the first number of a weight"),
+        pytest.param(2, [3, 1, 2, 4], id="the next one's first"),
+        pytest.param(4, [3, 1, 2, 4], id="and last"),
+        pytest.param(5, [4, 1, 2, 3], id="the largest weight"),
+        pytest.param(10, [4, 1, 2, 3], id="the last number"),
+    ],
+)
+def test_srv_of_equal_priority_by_lot(drawn: int, ports: list[int]) -> None:
+    zone: Zone = {
+        (SUBMISSION, "SRV"): tuple(
+            f"5 {weight} {port} a.example.net." for port, weight in ((4, 6), (2, 1), (1, 0), (3, 3))
+        ),
+        **SRV,
+    }
+    assert [target.port for target in by_srv(zone, drawn)] == ports
+
+
+@pytest.mark.parametrize(
+    ("zone", "port"),
+    [
+        pytest.param({(SUBMISSIONS, "SRV"): ("0 0 0 .",)}, 587, id="not offered"),
+        pytest.param({(SUBMISSIONS, "TXT"): ()}, 587, id="no record"),
+        pytest.param({(SUBMISSIONS, "SRV"): SERVFAIL}, 587, id="no answer"),
+        pytest.param({(SUBMISSIONS, "SRV"): ("0 0 465 gone.example.net.",)}, 587, id="no address"),
+        pytest.param(
+            {
+                (SUBMISSIONS, "SRV"): ("0 0 465 ill.example.net.", "1 0 466 a.example.net."),
+                ("ill.example.net", "A"): SERVFAIL,
+            },
+            466,
+            id="one whose address is not to be had",
+        ),
+    ],
+)
+def test_srv_what_cannot_be_used_is_passed_over(zone: Zone, port: int) -> None:
+    found = by_srv({**zone, (SUBMISSION, "SRV"): ("0 0 587 a.example.net.",), **SRV})
+    assert found[0].port == port
+    assert found[-1] == Target("a.example.net", "192.0.2.1", 587, "starttls")
+
+
+@pytest.mark.parametrize(
+    ("zone", "status", "reason"),
+    [
+        pytest.param(
+            {},
+            "4.4.4",
+            "the DNS names no submission server of example.net (SRV, RFC 6186)",
+            id="nothing",
+        ),
+        pytest.param(
+            {(SUBMISSIONS, "SRV"): ("0 0 0 .",), (SUBMISSION, "SRV"): ("0 0 0 .",)},
+            "4.4.4",
+            "the DNS names no submission server of example.net (SRV, RFC 6186)",
+            id="neither is offered",
+        ),
+        pytest.param(
+            {(SUBMISSIONS, "SRV"): SERVFAIL},
+            "4.4.3",
+            "looking up the submission servers of example.net: all servers said SERVFAIL",
+            id="no answer",
+        ),
+    ],
+)
+def test_srv_no_server(zone: Zone, status: str, reason: str) -> None:
+    with pytest.raises(Unroutable) as caught:
+        by_srv(zone)
+    assert (caught.value.status, str(caught.value)) == (status, reason)
+
+
 # This machine's own addresses.
 
 
@@ -784,7 +936,8 @@ def test_without_dnspython_the_remedy_is_named(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setitem(sys.modules, "dns.resolver", None)
     assert unroutable(dns_query(Dns())) == (
         "4.3.5",
-        "delivery to MX hosts needs dnspython: install it (python3-dnspython), or set [smarthost] host",
+        "delivery to MX hosts, and srv of a smarthost, need dnspython: install it "
+        "(python3-dnspython), or set [smarthost] host",
     )
 
 

@@ -154,7 +154,7 @@ def test_what_came_while_all_slots_were_taken_is_delivered_by_their_holder(
     put(spool, 1)
     runs: list[Summary] = []
 
-    def flush(config: Config, selection: Selection, *, log: Log) -> Summary:
+    def flush(config: Config, selection: Selection, *, log: Log, **more: object) -> Summary:
         runs.append(real(config, selection, log=log))
         if len(runs) == 1:
             put(spool, 2)
@@ -182,7 +182,7 @@ def test_what_cannot_be_delivered_is_looked_at_once(
     Path(f"{spool}/queue/new/{name}").write_text("minisend-queue 9\n")
     runs: list[Summary] = []
 
-    def flush(config: Config, selection: Selection, *, log: Log) -> Summary:
+    def flush(config: Config, selection: Selection, *, log: Log, **more: object) -> Summary:
         runs.append(real(config, selection, log=log))
         return runs[-1]
 

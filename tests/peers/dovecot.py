@@ -9,7 +9,6 @@ Its accounts are some that every Debian has, since dpkg -x makes none.  Source: 
 import base64
 import hmac
 import json
-import os
 import re
 import shutil
 import subprocess
@@ -18,8 +17,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from peers.certificate import Certificate
+from peers.namespace import inside
 from peers.process import Server, free_port, greets
-from peers.unpacked import unavailable, unpacked
+from peers.unpacked import unpacked
 
 # Who its parts run as: the processes that talk to strangers, the others, and a session once it is logged in.
 LOGIN = "nobody"
@@ -68,6 +68,11 @@ service submission-login {{
     address = {address}
     port = {port}
   }}
+  inet_listener submissions {{
+    address = {address}
+    port = {implicit_port}
+    ssl = yes
+  }}
 }}
 submission_relay_host = {relay[0]}
 submission_relay_port = {relay[1]}
@@ -111,7 +116,7 @@ def token(account: str, *, expires_in: float = 3600.0, key: bytes = SECRET) -> s
 
 
 class Dovecot(Server):
-    """Dovecot's submission service with STARTTLS on loopback.
+    """Dovecot's submission service on loopback: with STARTTLS, and on ``implicit_port`` with TLS from the first octet.
 
     ``relay``       address and port of the SMTP server that gets every message
     ``accounts``    name to password
@@ -131,13 +136,11 @@ class Dovecot(Server):
         client_ca: Path | None = None,
         address: str = "127.0.0.1",
     ) -> None:
-        files = [unpacked(package) / "usr" for package in ("dovecot-submissiond", "dovecot-core")]
-        if os.geteuid() != 0:
-            unavailable("Dovecot is started by root only")
+        self._usr = [unpacked(each) / "usr" for each in ("dovecot-submissiond", "dovecot-core")]
         super().__init__()
         self.address = address
         self.port = free_port(address)
-        self._layers = ":".join(map(str, (*files, "/usr")))
+        self.implicit_port = free_port(address)
         self._configuration = self.directory / "etc/dovecot.conf"
         keys = self.directory / "etc/keys/default/HS256"
         keys.mkdir(parents=True)
@@ -159,25 +162,18 @@ class Dovecot(Server):
                 mechanisms=" ".join(mechanisms),
                 address=address,
                 port=self.port,
+                implicit_port=self.implicit_port,
                 relay=relay,
             )
             + (EXTERNAL.format(ca_file=client_ca) if client_ca else "")
         )
 
-    def _inside(self, *command: str | Path) -> list[str | Path]:
-        """The command where the files are laid over /usr; it is the very process that this one is replaced by."""
-        script = f'mount -t overlay -o lowerdir={self._layers} dovecot /usr && exec "$@"'
-        return [
-            *("unshare", "--mount", "--propagation", "private"),
-            *("sh", "-c", script, "sh", *command),
-        ]
-
     def command(self) -> Sequence[str | Path]:
-        return self._inside("/usr/sbin/dovecot", "-F", "-c", self._configuration)
+        return inside(["/usr/sbin/dovecot", "-F", "-c", self._configuration], usr=self._usr)
 
     def check(self) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            self._inside("/usr/bin/doveconf", "-n", "-c", self._configuration),
+            inside(["/usr/bin/doveconf", "-n", "-c", self._configuration], usr=self._usr),
             env=self.environment(),
             capture_output=True,
             text=True,

@@ -69,7 +69,7 @@ class Arrived:
                                 recipients sorted, each once.
     ``helo``                    the name that the client gave.
     ``mechanism``, ``account``  of AUTH (account with its realm), b"" without.
-    ``trace``                   Postfix's own Received field, with the protocol, TLS version and account in it.
+    ``trace``                   the server's own Received field, with the protocol, TLS version and account in it.
     ``message``                 the rest, octet for octet, LF line ends.
     """
 
@@ -83,15 +83,21 @@ class Arrived:
     message: bytes
 
 
+def split_trace(delivered: bytes) -> tuple[bytes, bytes]:
+    """The Received field that a server put in front, and the message as it came."""
+    assert delivered.startswith(b"Received: "), delivered[:200]
+    end = delivered.index(b"\n") + 1
+    while delivered[end : end + 1] in (b" ", b"\t"):
+        end = delivered.index(b"\n", end) + 1
+    return delivered[:end], delivered[end:]
+
+
 def parse_recorded(octets: bytes) -> Arrived:
     """What RECORD wrote: the number of fields, the fields, each ended by a NUL; then the message."""
     count, _, rest = octets.partition(b"\0")
     *fields, delivered = rest.split(b"\0", int(count))
     queue_id, helo, mechanism, account, sender, *recipients = fields
-    assert delivered.startswith(b"Received: "), delivered[:200]
-    end = delivered.index(b"\n") + 1
-    while delivered[end : end + 1] in (b" ", b"\t"):
-        end = delivered.index(b"\n", end) + 1
+    trace, message = split_trace(delivered)
     return Arrived(
         queue_id,
         sender,
@@ -99,8 +105,8 @@ def parse_recorded(octets: bytes) -> Arrived:
         helo,
         mechanism,
         account,
-        delivered[:end],
-        delivered[end:],
+        trace,
+        message,
     )
 
 

@@ -14,6 +14,7 @@ from delivery.program import Program
 
 from minisend.errors import SmtpError
 from minisend.smtp.auth import Credentials
+from minisend.smtp.handshake import Trust
 from minisend.smtp.session import Session
 from minisend.smtp.stream import connect
 from peers.certificate import Certificate
@@ -177,7 +178,7 @@ def test_dovecot_takes_a_client_certificate(
                 connect(server.address, server.port, 10),
                 hello=b"me.test",
                 tls="starttls",
-                tls_context=context,
+                trust=Trust(context),
                 server_name="localhost",
                 credentials=Credentials(username),
                 auth="external",

@@ -7,6 +7,8 @@ import threading
 import pytest
 import trustme
 
+from minisend.smtp.handshake import Trust
+
 WAIT = 10.0  # a test that waits longer has failed
 
 
@@ -116,7 +118,7 @@ def server_context(authority):
 
 @pytest.fixture
 def trusting(authority):
-    """A client's context that verifies against the test authority."""
+    """A client's trust in the test authority."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     authority.configure_trust(context)
-    return context
+    return Trust(context)

@@ -73,7 +73,7 @@ def session_to(port, trusting, **options):
         connect("127.0.0.1", port, 5),
         hello=b"me.test",
         tls="starttls",
-        tls_context=trusting,
+        trust=trusting,
         server_name="mx.test",
         **options,
     )

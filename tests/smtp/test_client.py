@@ -7,11 +7,13 @@ from hypothesis import strategies as st
 from minisend.errors import LocalProtocolError, RemoteProtocolError, SmtpError
 from minisend.smtp.client import (
     AUTH,
+    BDAT,
     DATA,
     EHLO,
     END_OF_DATA,
     GREETING,
     HELO,
+    LHLO,
     MAIL,
     QUIT,
     RCPT,
@@ -274,7 +276,7 @@ def test_dialogue_with_a_reply_behind_each_step(script):
             else "reply without a command: 250 one more"
         )
         assert messages == [expected, expected]
-        with pytest.raises(LocalProtocolError):
+        with pytest.raises(RemoteProtocolError):
             connection.quit()
 
 
@@ -578,12 +580,15 @@ def test_the_table_is_closed():
         GREETING,
         EHLO,
         HELO,
+        LHLO,
         STARTTLS,
         AUTH,
         MAIL,
         RCPT,
         DATA,
         END_OF_DATA,
+        BDAT,
+        "BDAT LAST",
         RSET,
         QUIT,
     }

@@ -7,7 +7,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from minisend.errors import RemoteProtocolError
-from minisend.smtp.reply import KEPT_OCTETS, MAX_OCTETS, Reply, ReplyParser, printable
+from minisend.smtp.reply import (
+    KEPT_OCTETS,
+    LINE_OCTETS,
+    MAX_OCTETS,
+    Reply,
+    ReplyParser,
+    printable,
+)
 
 
 def parse(pieces):
@@ -127,7 +134,14 @@ def test_a_long_line_is_kept_in_part_and_the_next_reply_is_whole():
 
 def test_many_lines_are_kept_in_part():
     (reply,), error = parse([b"250-\r\n" * 100_000 + b"250 end\r\n"])
-    assert (reply.lines, error) == ((b"",) * (KEPT_OCTETS // 2), "")
+    assert (reply.lines, error) == ((b"",) * -(-KEPT_OCTETS // LINE_OCTETS), "")
+
+
+def test_a_shortened_reply_keeps_the_lines_that_fit():
+    reply = Reply(550, (b"5.1.1 no", b"x" * 100, b"", b"end"))
+    assert reply.shortened(1000) == reply
+    assert reply.shortened(LINE_OCTETS + 18) == Reply(550, (b"5.1.1 no", b"x" * 10))
+    assert reply.shortened(4) == Reply(550, (b"5.1.",))
 
 
 @pytest.mark.parametrize("line", [b"250-abc\r\n", b"x"], ids=["lines", "no-line-end"])

@@ -23,6 +23,7 @@ from minisend.smtp.binding import (
 from minisend.smtp.client import AUTH
 from minisend.smtp.saslprep import prepare, prepared_octets
 from minisend.smtp.scram import MOST_ITERATIONS, Scram
+from minisend.smtp.handshake import Trust
 from minisend.smtp.session import Refused, Session
 from minisend.smtp.stream import connect
 
@@ -395,7 +396,7 @@ def log_in(serve):
             connect("127.0.0.1", serve(from_the_first_octet), 5),
             hello=b"me.test",
             tls="implicit",
-            tls_context=client_context,
+            trust=Trust(client_context),
             server_name="mx.test",
             credentials=USER,
             auth=wanted,

@@ -308,7 +308,7 @@ def test_starttls(serve, session_to, server_context, trusting, level):
     session = session_to(
         port,
         tls=level,
-        tls_context=trusting,
+        trust=trusting,
         server_name="mx.test",
         trace=lines.append,
     )
@@ -332,7 +332,7 @@ def test_implicit_tls(serve, session_to, server_context, trusting):
         peer.send(b"250 2.0.0 queued\r\n")
         peer.bye()
 
-    session = session_to(serve(script), tls="implicit", tls_context=trusting, server_name="mx.test")
+    session = session_to(serve(script), tls="implicit", trust=trusting, server_name="mx.test")
     session.open()
     assert send(session, content=[b"x" * 300_000]) == [OK, OK]
     session.quit()
@@ -351,7 +351,7 @@ def test_tls_required_and_not_offered(serve, session_to, trusting):
     session = session_to(
         serve(script),
         tls="starttls",
-        tls_context=trusting,
+        trust=trusting,
         server_name="mx.test",
         credentials=SECRET,
     )
@@ -370,14 +370,14 @@ def test_starttls_refused(serve, session_to, trusting, reply):
         peer.bye()
 
     port = serve(script, script)
-    required = session_to(port, tls="starttls", tls_context=trusting, server_name="mx.test")
+    required = session_to(port, tls="starttls", trust=trusting, server_name="mx.test")
     open_fails(
         required,
         TlsError,
         STARTTLS,
         "TLS is required, and the server refused STARTTLS: " + reply.decode(),
     )
-    session = session_to(port, tls="opportunistic", tls_context=trusting, server_name="mx.test")
+    session = session_to(port, tls="opportunistic", trust=trusting, server_name="mx.test")
     session.open()
     assert (session.usable, session.stream.encrypted) == (True, False)
     session.quit()
@@ -401,7 +401,7 @@ def test_a_handshake_that_fails_is_never_followed_by_plain_text(
             pass
 
     session = session_to(
-        serve(script), tls=level, tls_context=trusting, server_name="mx.test", credentials=SECRET
+        serve(script), tls=level, trust=trusting, server_name="mx.test", credentials=SECRET
     )
     phase = "connect" if level == "implicit" else STARTTLS
     error = open_fails(
@@ -419,7 +419,7 @@ def test_plain_text_injected_behind_starttls(serve, session_to, trusting, inject
         peer.send(b"220 go\r\n" + injected)
         peer.read_to_end()
 
-    session = session_to(serve(script), tls="starttls", tls_context=trusting, server_name="mx.test")
+    session = session_to(serve(script), tls="starttls", trust=trusting, server_name="mx.test")
     open_fails(session, RemoteProtocolError, STARTTLS, "octets after the reply to STARTTLS")
 
 
@@ -878,7 +878,7 @@ def test_a_server_that_reads_nothing_until_its_replies_are_read(
         peer.send(b"250 2.0.0 queued\r\n")
         peer.bye()
 
-    session = session_to(serve(script), tls=tls, tls_context=trusting, server_name="mx.test")
+    session = session_to(serve(script), tls=tls, trust=trusting, server_name="mx.test")
     session.stream._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 32768)
     session.stream._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 32768)
     session.open()
@@ -912,12 +912,13 @@ class Scripted(Stream):
 
     def __init__(self, pieces):
         self.pieces = [piece for piece in pieces if piece]
+        self.sent = 0
 
     def read(self, limit, timeout):
         return self.pieces.pop(0) if self.pieces else b""
 
     def exchange(self, octets, timeout, received):
-        pass
+        self.sent += len(octets)
 
     def close(self):
         self.pieces = []
@@ -929,6 +930,7 @@ class Breaking(Scripted):
     def exchange(self, octets, timeout, received):
         if octets.startswith(b"hello"):
             raise NetworkError("lost connection: Broken pipe")
+        super().exchange(octets, timeout, received)
 
 
 @pytest.mark.parametrize(

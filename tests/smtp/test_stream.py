@@ -10,7 +10,7 @@ import pytest
 
 from minisend.errors import LocalProtocolError, NetworkError
 from minisend.smtp import stream as stream_module
-from minisend.smtp.stream import HandshakeError, Stream, connect
+from minisend.smtp.stream import HandshakeError, Stream, connect, connect_unix
 
 
 @pytest.fixture
@@ -26,7 +26,7 @@ def caught(call, *arguments):
     with pytest.raises(NetworkError) as info:
         call(*arguments)
     error = info.value
-    assert getattr(error, "phase", "") == ("connect" if call is connect else "")
+    assert getattr(error, "phase", "") == ("connect" if call in (connect, connect_unix) else "")
     return str(error), error.status, error.local
 
 
@@ -215,6 +215,51 @@ def test_a_fault_of_this_machine_is_marked_later_too(pair):
         True,
     )
     stream.close()
+
+
+def test_connect_from_an_address_of_ours():
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+        stream = connect("127.0.0.1", port, 5, source="127.0.0.9")
+        accepted, (client, _) = listener.accept()
+        with accepted:
+            assert client == "127.0.0.9"
+        stream.close()
+
+        def from_elsewhere():
+            connect("127.0.0.1", port, 5, source="192.0.2.1")
+
+        with pytest.raises(NetworkError) as info:
+            from_elsewhere()
+    assert (str(info.value), info.value.status, info.value.local) == (
+        f"connect to [127.0.0.1]:{port} from [192.0.2.1]: Cannot assign requested address",
+        "4.4.1",
+        True,
+    )
+
+
+def test_connect_to_a_unix_socket(tmp_path):
+    path = str(tmp_path / "socket")
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(path)
+        listener.listen()
+        stream = connect_unix(path, 5)
+        accepted, _ = listener.accept()
+        with accepted:
+            stream.write(b"hello", 5)
+            assert accepted.recv(9) == b"hello"
+        stream.close()
+    assert caught(connect_unix, path, 5) == (
+        f"connect to {path}: Connection refused",
+        "4.4.1",
+        False,
+    )
+    os.unlink(path)
+    assert caught(connect_unix, path, 5) == (
+        f"connect to {path}: No such file or directory",
+        "4.4.1",
+        False,
+    )
 
 
 def test_connect_has_a_deadline(monkeypatch):

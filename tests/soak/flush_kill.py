@@ -10,6 +10,9 @@ wait, one of which a recipient is refused, so that its sender gets a report, and
 transaction.  A flush is killed as it enters a system call, a second one, which can reach everybody, runs to its end.  What
 the first was about when it was killed is read from the trace of strace: a recipient is in flight from the write that ends
 the message to the record of it (a line in the file, or its removal).
+
+strace counts the calls of each thread by themselves, and the first thread to come to a number is the one that is killed
+there; each server has a thread of its own.  So each of them is the one that begins in some of the rounds.
 """
 
 import argparse
@@ -32,24 +35,44 @@ KINDS = (
     *("fsync", "rename", "renameat", "renameat2", "unlink", "unlinkat"),
 )
 FIRST, SECOND, NOBODY = "127.0.0.2", "127.0.0.3", "127.0.0.4"
+BEGINNERS = (FIRST, SECOND, NOBODY)
 MESSAGE = b"Subject: s\n\nbody\n"
 # RFC 5321 section 4.5.3.1.8: 100 go into one transaction.
 _MANY = 101
 
 _CALL = re.compile(r"^(?:\d+ +)?(\w+)\((.*)\) += (-?\d+|\?)")
-_RCPT = re.compile(r"RCPT TO:<([^>]*)>")
+# What is sent, in its order: the beginning of a transaction, its recipients, and the queue id in the content.
+_SENT = re.compile(r"(MAIL FROM:)|RCPT TO:<([^>]*)>|Received: by [^;]*\\tid (\w+);")
+_RECORDED = re.compile(r'/(?:\d+\.)?(\w+)>, "\\noutcome')
+_REMOVED = re.compile(r'"(?:\d+\.)?(\w+)"')
+
+
+@dataclass(frozen=True)
+class Point:
+    """Where to kill: the call of this ``kind`` and ``number`` while the server ``beginner`` is served first."""
+
+    beginner: str
+    kind: str
+    number: int
 
 
 @dataclass(frozen=True)
 class Round:
-    """``kind`` and ``number`` of the call to be killed at, and the recipients by what is to become of them."""
+    """One queue, with the recipients by what is to become of them.  ``name`` is in each address."""
 
-    kind: str
-    number: int
+    point: Point
     name: str
 
     def messages(self) -> list[list[str]]:
-        """The recipients of each message."""
+        """The recipients of each message, in the order in which they are to be attempted."""
+
+        def begins(recipient: str) -> bool:
+            return recipient.endswith(f"@[{self.point.beginner}]")
+
+        messages = [sorted(each, key=begins, reverse=True) for each in self._messages()]
+        return sorted(messages, key=lambda message: begins(message[0]), reverse=True)
+
+    def _messages(self) -> list[list[str]]:
         return [
             [f"one.{self.name}@[{FIRST}]"],
             [f"two.{self.name}@[{FIRST}]", f"three.{self.name}@[{SECOND}]"],
@@ -107,25 +130,25 @@ class Storm:
         for server in self._servers:
             server.__exit__(*exc_info)
 
-    def points(self) -> list[tuple[str, int]]:
-        """Kind, and number of its kind, of each call of an undisturbed flush that is about the queue or a server."""
-        result, trace = self._run("", 0)
-        assert not result.reached
-        # strace counts the calls of each thread by themselves; the first to come to a number is killed.
-        counts: Counter[tuple[str, str]] = Counter()
+    def points(self) -> list[Point]:
+        """Each call of undisturbed flushes that is about the queue or a server, as far as a thread can be killed there."""
         found = []
-        for line in trace:
-            thread, _, call = line.partition(" ")
-            kind = call.strip().partition("(")[0]
-            if kind in KINDS:
-                counts[thread, kind] += 1
-                if "/queue/" in line or "<TCP:" in line or "<socket:" in line:
-                    found.append((kind, counts[thread, kind]))
+        for beginner in BEGINNERS:
+            result, trace = self._run(Point(beginner, "", 0))
+            assert not result.reached
+            counts: Counter[tuple[str, str]] = Counter()
+            for line in trace:
+                thread, _, call = line.partition(" ")
+                kind = call.strip().partition("(")[0]
+                if kind in KINDS:
+                    counts[thread, kind] += 1
+                    if "/queue/" in line or "<TCP:" in line or "<socket:" in line:
+                        found.append(Point(beginner, kind, counts[thread, kind]))
         return list(dict.fromkeys(found))
 
-    def kill(self, kind: str, number: int) -> Result:
+    def kill(self, point: Point) -> Result:
         """One round.  Fails unless the second flush leaves nothing."""
-        return self._run(kind, number)[0]
+        return self._run(point)[0]
 
     def check(self, results: list[Result]) -> int:
         """Everybody has it; and once, but who was in flight.  Returns how many have it twice."""
@@ -142,9 +165,9 @@ class Storm:
                 assert copies[recipient] in allowed, (result, recipient, copies[recipient])
         return sum(count == 2 for count in copies.values())
 
-    def _run(self, kind: str, number: int) -> tuple[Result, list[str]]:
+    def _run(self, point: Point) -> tuple[Result, list[str]]:
         self._count += 1
-        this = Round(kind, number, str(self._count))
+        this = Round(point, str(self._count))
         directory = self._directory / this.name
         directory.mkdir()
         # One connection at a time, so that the calls of a run come in one order.
@@ -152,13 +175,30 @@ class Storm:
         program = Program(directory, settings)
         for recipients in this.messages():
             program.sendmail("-f", this.sender, *recipients, stdin=MESSAGE)
+        ids = {
+            message["recipients"][0]["address"]: message["queue_id"] for message in program.queue()
+        }
+        in_order = [ids[recipients[0]] for recipients in this.messages()]
         trace = directory / "trace"
         traced = ",".join(f"?{each}" for each in KINDS)
-        injected = ["-e", f"inject={kind}:signal=KILL:when={number}"] if kind else []
+        injected = (
+            ["-e", f"inject={point.kind}:signal=KILL:when={point.number}"] if point.kind else []
+        )
         subprocess.run(
             [
-                *("strace", "-f", "-y", "-qq", "-s", "10000", "-o", trace, "-e", f"trace={traced}"),
-                *(*injected, "--", *program.command("minisend", "flush", "--quiet")),
+                *(
+                    "strace",
+                    "-f",
+                    "-y",
+                    "-qq",
+                    "-s",
+                    "100000",
+                    "-o",
+                    trace,
+                    "-e",
+                    f"trace={traced}",
+                ),
+                *(*injected, "--", *program.command("minisend", "flush", "--quiet", *in_order)),
             ],
             env={},
             check=False,
@@ -166,12 +206,12 @@ class Storm:
         lines = whole(trace.read_text().splitlines())
         # In the second flush everybody can be reached.
         program.configure(f'[smarthost]\nhost = "{FIRST}"\nport = {self._port}\ntls = "none"\n')
-        program.flush("--all")
+        said = program.flush("--all")
         left = [
             [recipient["address"] for recipient in message["recipients"]]
             for message in program.queue()
         ]
-        assert left == [], (this, left)
+        assert left == [], (this, said, left, [server.log()[-5000:] for server in self._servers])
         killed = any("killed by SIGKILL" in line for line in lines)
         return Result(this, killed, frozenset(in_flight(lines))), lines
 
@@ -192,29 +232,41 @@ def whole(trace: list[str]) -> list[str]:
 
 
 def in_flight(trace: list[str]) -> set[str]:
-    """The recipients of the message that was sent and not recorded when the trace ends."""
+    """The recipients of the transactions that were sent and not recorded when the trace ends."""
     asked: list[str] = []
-    sent: set[str] = set()
+    sent: list[tuple[str, list[str]]] = []
     for line in trace:
-        # A call at whose beginning the process was killed has no result, and was not made.
         call = _CALL.match(line)
-        if call is None or call[3] in ("?", "-1"):
+        if call is None:
             continue
-        kind, arguments = call[1], call[2]
-        if kind == "sendto" and '"MAIL FROM:' in arguments:
-            asked = _RCPT.findall(arguments)
-        elif kind == "sendto" and '"Received: ' in arguments:
-            sent = set(asked)
-        elif kind.startswith("unlink") or (kind == "pwrite64" and r'"\noutcome' in arguments):
-            sent = set()
-    return sent
+        kind, arguments, result = call.groups()
+        # A call at whose beginning the process was killed has no result, and was not made.  One that another thread was
+        # in then may have been: what it sent is in flight, what it recorded is not known to be.
+        begun = kind == "sendto" and "<unfinished ...>" in arguments
+        if result == "-1" or (result == "?" and not begun):
+            continue
+        if kind == "sendto":
+            for mail, recipient, queue_id in _SENT.findall(arguments):
+                if mail:
+                    asked = []
+                elif recipient:
+                    asked.append(recipient)
+                else:
+                    sent.append((queue_id, asked))
+        elif kind == "pwrite64" and (recorded := _RECORDED.search(arguments)):
+            # The outcomes of one transaction; those of one message are sent and recorded in the same order.
+            first = next((each for each in sent if each[0] == recorded[1]), None)
+            if first is not None:
+                sent.remove(first)
+        elif kind.startswith("unlink") and (removed := _REMOVED.search(arguments)):
+            sent = [each for each in sent if each[0] != removed[1]]
+    return {recipient for _, recipients in sent for recipient in recipients}
 
 
-def sample(points: list[tuple[str, int]], of_each: int) -> Iterator[tuple[str, int]]:
+def sample(points: list[Point], of_each: int) -> Iterator[Point]:
     """As many calls of each kind, evenly spread, the first and last among them."""
-    kinds = dict.fromkeys(kind for kind, _ in points)
-    for kind in kinds:
-        these = [point for point in points if point[0] == kind]
+    for kind in dict.fromkeys(point.kind for point in points):
+        these = [point for point in points if point.kind == kind]
         count = min(of_each, len(these))
         yield from (these[n * (len(these) - 1) // max(count - 1, 1)] for n in range(count))
 
@@ -226,9 +278,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as directory, Storm(Path(directory)) as storm:
         points = storm.points()
         print(
-            f"{len(points)} system calls: {dict(Counter(kind for kind, _ in points))}", flush=True
+            f"{len(points)} system calls: {dict(Counter(point.kind for point in points))}",
+            flush=True,
         )
-        results = [storm.kill(*point) for _ in range(rounds) for point in points]
+        results = [storm.kill(point) for _ in range(rounds) for point in points]
         twice = storm.check(results)
     reached = [result for result in results if result.reached]
     flying = [result for result in reached if result.in_flight]

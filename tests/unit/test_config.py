@@ -74,6 +74,8 @@ def everything(found: Config) -> dict[str, object]:
         "delivery": values(found.delivery),
         "dns": values(found.dns),
         "limits": values(found.limits),
+        "smarthosts": {name: values(each) for name, each in found.smarthosts.items()},
+        "routes": [values(each) for each in found.routes],
     }
 
 
@@ -108,13 +110,18 @@ DEFAULTS: dict[str, object] = {
         "tls": "opportunistic",
         "connections_per_host": 20,
         "connections": 100,
+        "source_address": (),
     },
     "dns": {"nameservers": (), "port": 53},
     "limits": {"messages_per_uid": 0, "octets_per_uid": 0, "rate_per_uid": 0, "flood": 0},
+    "smarthosts": {},
+    "routes": [],
 }
 SMARTHOST: dict[str, object] = {
     "hosts": ("a.example",),
+    "srv": "",
     "port": 587,
+    "rate": None,
     "tls": "starttls",
     "tls_ca_file": "",
     "tls_min_version": "1.2",
@@ -170,6 +177,7 @@ def test_every_key(machine: Path) -> None:
         host = ["a.example", "[192.0.2.1]", "2001:db8::1", "[2001:db8::2]", "fe80::1%eth0", "relay_1"]
         port = 2525
         tls = "implicit"
+        rate = "30/m"
         tls_ca_file = "/ca.pem"
         tls_min_version = "1.3"
         tls_verify = false
@@ -182,9 +190,24 @@ def test_every_key(machine: Path) -> None:
         tls = "none"
         connections_per_host = 1
         connections = 2
+        source_address = ["192.0.2.1", "2001:db8::1"]
         [dns]
         nameservers = ["127.0.0.1", "::1"]
         port = 5353
+        [smarthosts.one]
+        host = "::1"
+        rate = "2000/d"
+        [smarthosts.two_2-]
+        srv = "d.example"
+        username = "u"
+        password_file = "/p"
+        [[route]]
+        sender = ["*@shop.example", "<>"]
+        recipient = "a@b.example"
+        via = "one"
+        [[route]]
+        recipient = ["b.example"]
+        via = "lmtp:/run/lmtp"
         [limits]
         messages_per_uid = 7
         octets_per_uid = "8K"
@@ -219,6 +242,8 @@ def test_every_key(machine: Path) -> None:
             ),
             "port": 2525,
             "tls": "implicit",
+            "srv": "",
+            "rate": (30, 60),
             "tls_ca_file": "/ca.pem",
             "tls_min_version": "1.3",
             "tls_verify": False,
@@ -241,9 +266,40 @@ def test_every_key(machine: Path) -> None:
             "oauth2_ca_file": "",
             "oauth2_token_file": "",
         },
-        "delivery": {"mx_port": 26, "tls": "none", "connections_per_host": 1, "connections": 2},
+        "delivery": {
+            "mx_port": 26,
+            "tls": "none",
+            "connections_per_host": 1,
+            "connections": 2,
+            "source_address": ("192.0.2.1", "2001:db8::1"),
+        },
         "dns": {"nameservers": ("127.0.0.1", "::1"), "port": 5353},
         "limits": {"messages_per_uid": 7, "octets_per_uid": 8192, "rate_per_uid": 9, "flood": 10},
+        "smarthosts": {
+            "one": SMARTHOST | {"hosts": ("::1",), "rate": (2000, 86400)},
+            "two_2-": SMARTHOST
+            | {"hosts": (), "srv": "d.example", "username": "u", "password_file": "/p"},
+        },
+        "routes": [
+            {
+                "sender": ("*@shop.example", "<>"),
+                "recipient": ("a@b.example",),
+                "via": "smarthost",
+                "name": "one",
+                "host": "",
+                "port": 0,
+                "path": "",
+            },
+            {
+                "sender": (),
+                "recipient": ("b.example",),
+                "via": "lmtp",
+                "name": "",
+                "host": "",
+                "port": 0,
+                "path": "/run/lmtp",
+            },
+        ],
     }
 
 
@@ -255,6 +311,10 @@ def test_every_key(machine: Path) -> None:
         ('tls = "opportunistic"', {"tls": "opportunistic", "port": 587}),
         ('tls = "none"', {"tls": "none", "port": 25}),
         ('tls = "none"\nport = 587', {"tls": "none", "port": 587}),
+        ('srv = ""', {}),
+        ('rate = "30/m"', {"rate": (30, 60)}),
+        ('rate = "1/s"', {"rate": (1, 1)}),
+        ('rate = "100000/h"', {"rate": (100000, 3600)}),
         ('username = ""\npassword_file = ""\npassword_command = []', {}),
         ('auth = "none"\nusername = "u"', {"auth": "none", "username": "u"}),
         ('auth = "external"', {"auth": "external"}),
@@ -342,7 +402,111 @@ STRINGS = 'expected a list of strings, such as ["/usr/bin/pass", "mail"]'
 SERVERS = 'expected a list of IP addresses, such as ["127.0.0.1"]'
 BOOLEAN = "expected true or false"
 TEXT = "expected text without control characters"
+VIA = 'expected the name of a smarthost, "mx", "discard", "lmtp:/path", "lmtp:[host]:port" or "[host]:port"'
+PATTERN = 'expected a pattern such as "*@shop.example", "user@shop.example" or "shop.example"'
+SENDER = f'{PATTERN}, "<>" for the null reverse-path, or a list of them'
+RECIPIENT = f"{PATTERN}, or a list of them"
+RATE = (
+    'expected at most 100000 messages in a second, minute, hour or day, such as "30/m" or "2000/d"'
+)
+NAME = (
+    "expected a name of at most 64 letters, digits, - and _, and none of "
+    "discard, lmtp, local, mx, smarthost, smtp, srv"
+)
 WRONG = [
+    *(
+        (f'[[route]]\nvia = "{via}"', f"2: [[route]] via: {VIA} (got {via!r})")
+        for via in (
+            *("", "a b", "a.b", "lmtp:", "lmtp:path", "lmtp:a:24", "lmtp:[a]", "[a]:0"),
+            *("[a]:65536", "[a]:", "a:25", "[]:25", "[a b]:25", "smtp", "/path"),
+        )
+    ),
+    (
+        f'[[route]]\nvia = "lmtp:/{"x" * 107}"',
+        f"2: [[route]] via: {VIA} (got 'lmtp:/{'x' * 49}...')",
+    ),
+    ("[[route]]\nvia = false", f"2: [[route]] via: {VIA} (got false)"),
+    ('[[route]]\nrecipient = "a"', f"1: [[route]] via: {VIA} (got nothing)"),
+    (
+        '[[route]]\nvia = "mx"',
+        "2: [[route]] via: expected sender or recipient beside it (got nothing)",
+    ),
+    (
+        '[[route]]\nrecipient = "a"\nvia = "local"',
+        "3: [[route]] via: there is no local delivery in this version (got 'local')",
+    ),
+    (
+        '[[route]]\nrecipient = "a"\nvia = "smarthost"',
+        f"3: [[route]] via: {VIA}; there is no [smarthost]",
+    ),
+    (
+        '[[route]]\nrecipient = "a"\nvia = "mx"\n[smarthost]\nhost = "h"\n[[route]]\nsender = "a"\nvia = "b"',
+        f"8: [[route]] via: {VIA}; there is no [smarthosts.b]",
+    ),
+    *(
+        (f"[[route]]\nsender = {value}", f"2: [[route]] sender: {SENDER} (got {shown})")
+        for value, shown in (
+            *(
+                ('""', "''"),
+                ('"a@"', "'a@'"),
+                ('"<a@b>"', "'<a@b>'"),
+                ('"a@é.example"', "'a@é.example'"),
+            ),
+            *(
+                ('"a b"', "'a b'"),
+                ('"a,b@c"', "'a,b@c'"),
+                ("1", "1"),
+                ('["a", "b c"]', "'b c'"),
+                ("[1]", "1"),
+            ),
+        )
+    ),
+    ('[[route]]\nrecipient = "<>"', f"2: [[route]] recipient: {RECIPIENT} (got '<>')"),
+    (
+        '[[route]]\nvia = "mx"\nrecipient = "a"\n[[route]]\nvia = "mx"\nto = "b"',
+        "6: [[route]] to: unknown key",
+    ),
+    ("[spool]\nvia = 1", "2: [spool] via: unknown key here: it belongs in [[route]]"),
+    ("[route]", "1: [[route]]: expected [[route]] tables (got a table)"),
+    ("route = 1", "1: [[route]]: expected [[route]] tables (got 1)"),
+    ("route = [1]", "[[route]]: expected a table (got 1)"),
+    ("[[routes]]\nvia = 1", "1: [routes]: unknown table (did you mean [[route]]?)"),
+    ("smarthosts = 1", "1: [smarthosts]: expected a table (got 1)"),
+    ("smarthosts.a = 1", "1: [smarthosts.a]: expected a table (got 1)"),
+    ("[smarthosts.a]", f"1: [smarthosts.a] host: {HOSTS} (got nothing)"),
+    ("[smarthosts.a]\nhots = 1", "2: [smarthosts.a] hots: unknown key (did you mean host?)"),
+    (
+        '[smarthosts.a]\nhost = "h"\nusername = "u"\noauth2_provider = "google"',
+        "4: [smarthosts.a] oauth2_provider: expected oauth2_client_id beside it (got nothing)",
+    ),
+    (
+        '[smarthosts.a]\nhost = "h"\npassword_file = "/p"',
+        "3: [smarthosts.a] password_file: expected username beside it (got nothing)",
+    ),
+    ("[smarthosts.mx]", f"[smarthosts] mx: {NAME}"),
+    ("[smarthosts.'a b']", f"[smarthosts] a b: {NAME}"),
+    (f"[smarthosts.{'n' * 65}]", f"[smarthosts] {'n' * 65}: {NAME}"),
+    *(
+        (
+            f'[smarthost]\nsrv = "d.example"\n{key} = {value}',
+            f"3: [smarthost] {key}: expected none beside srv, whose records say it",
+        )
+        for key, value in (("host", '"a"'), ("port", "26"), ("tls", '"implicit"'))
+    ),
+    ('[smarthost]\nsrv = "a b"', f"2: [smarthost] srv: {DOMAIN} (got 'a b')"),
+    *(
+        (f'[smarthost]\nrate = "{rate}"', f"2: [smarthost] rate: {RATE} (got {rate!r})")
+        for rate in ("", "1", "0/m", "100001/d", "1/w", "1/mm", "-1/m", "1/m/m", "1.5/m", "1 / m")
+    ),
+    ("[smarthost]\nrate = 1", f"2: [smarthost] rate: {RATE} (got 1)"),
+    (
+        '[delivery]\nsource_address = ["192.0.2.1", "192.0.2.2"]',
+        "2: [delivery] source_address: expected at most one IPv4 and one IPv6 address in it",
+    ),
+    (
+        '[delivery]\nsource_address = "192.0.2.1"',
+        f"2: [delivery] source_address: {SERVERS} (got '192.0.2.1')",
+    ),
     ('hostname = ""', f"1: hostname: {DOMAIN} (got '')"),
     ('hostname = "a b"', f"1: hostname: {DOMAIN} (got 'a b')"),
     ('hostname = "höst.example"', f"1: hostname: {DOMAIN} (got 'höst.example')"),
@@ -470,7 +634,7 @@ WRONG = [
         "2: [smarthost] hostname: unknown key here: it belongs at the top, before any table",
     ),
     ("spool = { lifetime = 1 }", f"1: [spool] lifetime: {TIME} (got 1)"),
-    ("[[route]]", "1: route: unknown key"),
+    ("[[route]]", f"1: [[route]] via: {VIA} (got nothing)"),
     ("[smarthost]\ntls_fingerprint = 1", "2: [smarthost] tls_fingerprint: unknown key"),
     ("[smarthost.b]\nport = 1", "[smarthost] b: unknown key"),
     ('[spool]\n"life\\ntime" = 1', "1: [spool] life\\ntime: unknown key (did you mean lifetime?)"),
@@ -610,6 +774,47 @@ def test_what_tomllib_cannot_read_is_no_crash(machine: Path, text: str) -> None:
     assert error_of(lambda: loaded(machine, text)).startswith(f"{machine}/c.toml: not TOML: ")
 
 
+def test_routes_of_further_files_come_after(machine: Path) -> None:
+    main = write(machine / "c.toml", '[[route]]\nrecipient = "a"\nvia = "x"\n')
+    write(machine / "conf.d/b.toml", "[smarthosts.x]\nport = 26\n")
+    write(machine / "conf.d/c.toml", '[[route]]\nrecipient = "c"\nvia = "mx"\n')
+    part = write(
+        machine / "conf.d/a.toml",
+        '[smarthosts.x]\nhost = "h"\n[[route]]\nrecipient = "b"\nvia = "y"',
+    )
+    assert error_of(lambda: load(str(main), {}, USER, USER)) == (
+        f"{part}:5: [[route]] via: {VIA}; there is no [smarthosts.y]"
+    )
+    write(part, '[smarthosts.x]\nhost = "h"\n[[route]]\nrecipient = "b"\nvia = "discard"')
+    found = load(str(main), {}, USER, USER)
+    assert [(each.recipient, each.via, each.name) for each in found.routes] == [
+        (("a",), "smarthost", "x"),
+        (("b",), "discard", ""),
+        (("c",), "mx", ""),
+    ]
+    assert [(name, each.hosts, each.port) for name, each in found.smarthosts.items()] == [
+        ("x", ("h",), 26)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("via", "expected"),
+    [
+        ("mx", ("mx", "", "", 0, "")),
+        ("discard", ("discard", "", "", 0, "")),
+        ("smarthost", ("smarthost", "", "", 0, "")),
+        ("lmtp:/run/lmtp", ("lmtp", "", "", 0, "/run/lmtp")),
+        ("lmtp:[mail.example]:24", ("lmtp", "", "mail.example", 24, "")),
+        ("lmtp:[::1]:24", ("lmtp", "", "::1", 24, "")),
+        ("[127.0.0.1]:25", ("smtp", "", "127.0.0.1", 25, "")),
+    ],
+)
+def test_via(machine: Path, via: str, expected: tuple[str, str, str, int, str]) -> None:
+    text = f'[smarthost]\nhost = "a"\n[[route]]\nrecipient = "a"\nvia = "{via}"'
+    (route,) = loaded(machine, text).routes
+    assert (route.via, route.name, route.host, route.port, route.path) == expected
+
+
 def test_sections_have_the_keys_of_the_table() -> None:
     """One attribute for each key, and the class of a section refuses any other."""
     sections = {
@@ -640,7 +845,7 @@ def manual_items() -> dict[tuple[str, str], str]:
     text = MANUAL.read_text("utf-8")
     for row in text[text.index("\n.Sh KEYS") : text.index("\n.Sh ENVIRONMENT")].splitlines():
         if row.startswith(".Ss "):
-            table = row.partition("[")[2].partition("]")[0]
+            table = row.partition("[")[2].partition("]")[0].removeprefix("[")
         elif row.startswith(".It Ic "):
             item = (table, row.split()[2])
             assert item not in items
@@ -1095,6 +1300,8 @@ def facts(found: SubmissionFacts) -> dict[str, object]:
         "[spool]\npath = '/q'",
         'spool = { path = "/q" }',
         '[spool]\npath = "/\\u0071"',
+        '[smarthosts.a]\nhost = "a"\n[spool]\npath = "/q"',
+        '[[route]]\nrecipient = "a"\nvia = "mx"\n[spool]\npath = "/q"\n[[route]]\nsender = "<>"\nvia = "discard"',
     ],
 )
 def test_both_readers_agree(machine: Path, text: str) -> None:
@@ -1119,6 +1326,7 @@ def test_both_readers_agree(machine: Path, text: str) -> None:
         '[smarthost]\nport = "x"',
         '[spool]\nlifetime = "x"\nlifetme = "5d"',
         "[[route]]",
+        "[[route]]\nvia = 1\n[smarthosts.a]\nhost = 1",
     ],
 )
 def test_a_mistake_elsewhere_does_not_stop_a_submission(machine: Path, elsewhere: str) -> None:

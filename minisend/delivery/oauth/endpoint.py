@@ -161,9 +161,10 @@ def _context(ca_file: str) -> ssl.SSLContext | None:
     # A smarthost with implicit TLS wants of a certificate what HTTPS wants.
     like = Smarthost((), tls="implicit", tls_ca_file=ca_file)
     try:
-        return tls.smarthost_context(like)
+        trust = tls.smarthost_trust(like)
     except ConfigError as exc:
         raise OAuthError(str(exc).replace("tls_ca_file", "oauth2_ca_file", 1)) from None
+    return None if trust is None else trust.context
 
 
 class _Connection(http.client.HTTPConnection):

@@ -1,0 +1,122 @@
+"""Further processes for a large flush: each takes a share of the messages, as one interpreter uses one processor.
+
+They are forked before any thread exists, and wait until the first process has been let in by a server: while the one
+destination there is does not answer, there is one probe, and nothing for them to do.  What they come to is sent
+back through a pipe; the locks on the messages, not the shares, are what keeps two of them from one message.
+
+A worker that dies (killed, out of memory) leaves its messages in the queue; the run then counts as stopped.
+"""
+
+import json
+import os
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, fields
+
+from minisend.delivery.attempt import Summary
+from minisend.log import Log, line
+from minisend.spool.store import Place
+
+#: Messages that make a process worth while: it takes some milliseconds to begin.
+WORTH = 100
+#: More than these, and the server or the disk is what sets the pace.
+MOST = 4
+
+_FAR, _NEAR = b"f", b"n"
+
+Deliver = Callable[[Sequence[Place], Summary, bool], None]
+
+
+class _Worker:
+    def __init__(self, pid: int, go: int, told: int) -> None:
+        self.pid = pid
+        self.go = go
+        self.told = told
+
+
+class Workers:
+    """The further processes of one flush.
+
+    ``deliver``  delivers places, and adds what came of it to a summary; called in the new process, with what ``begin``
+                 was
+    """
+
+    def __init__(self, shares: Sequence[Sequence[Place]], deliver: Deliver, log: Log) -> None:
+        self._log = log
+        self._workers = [self._start(share, deliver) for share in shares]
+        self._gone = False
+
+    def _start(self, share: Sequence[Place], deliver: Deliver) -> _Worker:
+        go_read, go_write = os.pipe()
+        told_read, told_write = os.pipe()
+        pid = os.fork()
+        if pid:
+            os.close(go_read)
+            os.close(told_write)
+            return _Worker(pid, go_write, told_read)
+        code = 1
+        try:
+            os.close(go_write)
+            os.close(told_read)
+            summary = Summary()
+            if told := os.read(go_read, 1):
+                deliver(share, summary, told == _FAR)
+                os.write(told_write, json.dumps(asdict(summary)).encode("ascii"))
+            code = 0
+        except Exception as exc:  # noqa: BLE001 - the first process tells that it failed
+            self._log.error(line("-", event="worker", reason=f"{type(exc).__name__}: {exc}"))
+        finally:
+            # Nothing of the first process's is to be flushed, closed or cleaned up a second time.
+            os._exit(code)
+
+    def begin(self, far: bool) -> None:
+        """Let them deliver: a server has let us in.  ``far``: and took its time for it, so that many lanes are of use."""
+        if not self._gone:
+            self._gone = True
+            for worker in self._workers:
+                os.write(worker.go, _FAR if far else _NEAR)
+
+    def stop(self) -> None:
+        """End them with their current transactions.  Safe in a signal handler."""
+        for worker in self._workers:
+            try:
+                os.kill(worker.pid, signal.SIGTERM)
+            except ProcessLookupError:
+                pass
+
+    def finish(self, summary: Summary) -> bool:
+        """Wait for them, and add up.  False when they were never told to begin: their shares are untouched."""
+        begun = self._gone
+        for worker in self._workers:
+            os.close(worker.go)
+        for worker in self._workers:
+            with open(worker.told, "rb") as pipe:
+                told = pipe.read()
+            _, status = os.waitpid(worker.pid, 0)
+            if not begun:
+                continue
+            if status or not told:
+                self._log.error(line("-", event="worker", reason=f"ended with status {status}"))
+                summary.stopped = True
+                continue
+            _add(summary, Summary(**json.loads(told)))
+        self._workers.clear()
+        return begun
+
+
+def processes() -> int:
+    """How many a flush may use here."""
+    return min(len(os.sched_getaffinity(0)), MOST) if sys.platform == "linux" else 1
+
+
+def shares(places: Sequence[Place], count: int) -> list[Sequence[Place]]:
+    """The places in as many shares as are worth while, at most ``count``, all with messages of any age."""
+    count = max(1, min(count, len(places) // WORTH))
+    return [places[number::count] for number in range(count)]
+
+
+def _add(summary: Summary, other: Summary) -> None:
+    for field in fields(Summary):
+        setattr(summary, field.name, getattr(summary, field.name) + getattr(other, field.name))
+    summary.stopped = bool(summary.stopped)
