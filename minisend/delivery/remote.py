@@ -9,6 +9,8 @@ next hop is left in peace, ``delivery.lanes``'s; no queue file is known here.
     put off by the server                               the next server is asked, once nothing is in flight
     not asked for, since the session ended              asked for once more, as if nothing had happened; at the second
                                                         time that is the outcome
+    not asked for, or in vain, since the session        asked for once more, also of the same server: it is spoken to
+    ``stumbled`` over what was sent ahead               one command at a time for the rest of the run
     a last server has been asked                        the job hears who still waits, and why
 """
 
@@ -123,6 +125,7 @@ class Remote:
     """A connection to one next hop, made when there is something to send.
 
     ``resolver``        shared with the others of a run
+    ``one_by_one``      servers that have stumbled over PIPELINING, shared likewise
     ``opened``          called when a session is ready for its first message
     ``trace``           gets the lines of each dialogue, without secrets
     ``while_waiting``   called before each connection and each second that a server lets us wait: for what must not
@@ -137,6 +140,7 @@ class Remote:
         config: Config,
         resolver: mx.Resolver,
         *,
+        one_by_one: set[Target] | None = None,
         opened: Callable[[], None] = lambda: None,
         trace: Callable[[str], None] | None = None,
         while_waiting: Callable[[], None] = lambda: None,
@@ -145,6 +149,7 @@ class Remote:
         self._hop = hop
         self._config = config
         self._resolver = resolver
+        self._one_by_one = set() if one_by_one is None else one_by_one
         self._opened = opened
         self._trace = trace
         self._while_waiting = while_waiting
@@ -200,7 +205,9 @@ class Remote:
             self._kept = None
             self._transact(target, session, errand, more, left)
             # A server may have closed a session that waited.  Then it was asked nothing, and is asked afresh.
-            if all(errand.latest[i].scope != policy.SITE for i in errand.waiting):
+            if not session.stumbled and all(
+                errand.latest[i].scope != policy.SITE for i in errand.waiting
+            ):
                 errand.asked = target
                 reached = True
         targets: list[Target] = []
@@ -209,9 +216,9 @@ class Remote:
                 targets = mx.targets(self._hop, self._config, self._resolver)
             except MinisendError as error:
                 self._judge(errand, errand.waiting, error, "")
-        for target in targets:
-            if not errand.waiting:
-                break
+        still = deque(targets)
+        while still and errand.waiting:
+            target = still.popleft()
             if target == errand.asked:
                 continue
             try:
@@ -228,6 +235,8 @@ class Remote:
                 self._transact(
                     target, session, errand, more if self._kept is None else _nothing, left
                 )
+                if session.stumbled:
+                    still.appendleft(target)
         # Not when a session was had and lost: that may have been this message's doing.
         latest = list(errand.latest.values())
         if not reached and latest and all(v.scope in (policy.SITE, policy.LOCAL) for v in latest):
@@ -295,6 +304,7 @@ class Remote:
             deadlines=self._deadlines,
             trace=self._trace,
             lmtp=self._hop.kind == LMTP,
+            pipelining=target not in self._one_by_one,
         )
         session.open()
         return session
@@ -354,6 +364,8 @@ class Remote:
         for _, results in session.transact(upcoming):
             errand, batch = flying.popleft()
             errand.flying -= 1
+            if session.stumbled:
+                self._one_by_one.add(target)
             if isinstance(results, Exception):
                 errand.fail(results)
             elif not errand.over:
@@ -370,7 +382,7 @@ class Remote:
                     if again and not errand.over:
                         errand.todo = again + errand.todo
                         ready.appendleft(errand)
-            self._land(errand, first, target, left)
+            self._land(errand, first, target, left, anew=session.stumbled)
         # The session has ended before it was their turn.
         ended = NetworkError("the session ended before it was this recipient's turn")
         for errand in dict.fromkeys(ready):
@@ -385,9 +397,15 @@ class Remote:
             session.quit()
 
     def _land(
-        self, errand: "_Errand", first: "_Errand", target: Target, left: "deque[_Errand]"
+        self,
+        errand: "_Errand",
+        first: "_Errand",
+        target: Target,
+        left: "deque[_Errand]",
+        *,
+        anew: bool = False,
     ) -> None:
-        """What becomes of an errand that this session has done what it can for."""
+        """What becomes of an errand that this session has done what it can for; ``anew``: the server is to be asked again."""
         if errand.flying or errand.todo:
             return
         if not errand.waiting:
@@ -397,7 +415,9 @@ class Remote:
         if errand is first:
             return
         errand.asked = target
-        if not errand.late and any(errand.latest[i].scope == policy.SITE for i in errand.waiting):
+        if anew or (
+            not errand.late and any(errand.latest[i].scope == policy.SITE for i in errand.waiting)
+        ):
             errand.asked = None
             errand.latest.clear()
         errand.late = True

@@ -278,7 +278,6 @@ class Connection:
         self._out: list[bytes] = []
         self._error: RemoteProtocolError | None = None
         self._message_sent = False
-        self._chunked = False
         self._lmtp = lmtp
         # with LMTP, those who have not had their reply to the message
         self._accepted: deque[bytes] = deque()
@@ -309,11 +308,6 @@ class Connection:
     def pipelined(self) -> bool:
         """More than one command is unanswered."""
         return len(self._outstanding) > 1
-
-    @property
-    def chunked(self) -> bool:
-        """The last message, or a part of it, was sent with BDAT."""
-        return self._chunked
 
     @property
     def between_transactions(self) -> bool:
@@ -397,7 +391,6 @@ class Connection:
         """
         self._command(_LAST if last else BDAT, b"BDAT %d%b" % (len(octets), b" LAST" * last))
         self._out.append(octets)
-        self._chunked = True
 
     def rset(self) -> None:
         """Give the transaction up."""

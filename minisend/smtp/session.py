@@ -296,6 +296,7 @@ class Session:
         self._fault: SmtpError | None = None  # what ended the session, due when _answers is empty
         self._flying: deque[_Flight] = deque()  # oldest first
         self._heard = False  # since ``transact`` began: the server is there
+        self._ahead = self._chunking = False  # how it is done
         self._stumbled = False
         self._ends_at = 0  # octets sent when the message after DATA is whole
 
@@ -327,8 +328,8 @@ class Session:
     def stumbled(self) -> bool:
         """The session has ended, and what was sent ahead of its turn may be why: the next one better has no ``pipelining``.
 
-        That is, commands were unanswered beside the one that was answered with garbage, or not at all although the one
-        before it was; or BDAT, which was offered, is not known.  Not so with 421, the right way to end a session.
+        That is: a server that was there fell silent or left with further commands behind the one it had to answer;
+        it answered with garbage; or it offers BDAT and does not know it.  Not so with 421, the right way to leave.
         """
         return self._stumbled
 
@@ -377,13 +378,16 @@ class Session:
         if not self.usable:
             raise LocalProtocolError("session cannot take another message")
         offered = self.extensions
+        pipelining = offered.pipelining and self._pipelining
         self._heard = False
-        if not (offered.pipelining and self._pipelining):
-            flights = self._one_by_one(upcoming)
-        elif not offered.chunking:
+        self._ahead = pipelining
+        self._chunking = pipelining and offered.chunking
+        if self._chunking:
+            flights = self._in_window(upcoming)
+        elif pipelining:
             flights = self._one_ahead(upcoming)
         else:
-            flights = self._in_window(upcoming)
+            flights = self._one_by_one(upcoming)
         try:
             for flight in flights:
                 if flight.failed is not None:
@@ -625,7 +629,7 @@ class Session:
                     break
                 if flight.settled:
                     flying.append(flight)
-                elif flight.transaction.size > _SMALL or not self._heard:
+                elif not (self._heard and 0 < flight.transaction.size <= _SMALL):
                     alone = flight
                 else:
                     self._say_whole(flight)
@@ -827,9 +831,8 @@ class Session:
 
         It has read the octets of the message as commands, and what it says to them answers nothing.
         """
-        if answer.reply.code not in (500, 502) or not self._connection.chunked:
+        if not self._chunking or answer.reply.code not in (500, 502):
             return
-        self._answers.clear()
         flight.whole = False
         self._stumbled = True
         unknown = f"BDAT is offered, and not known: {answer.reply}"
@@ -838,21 +841,19 @@ class Session:
 
     def _blamed(self, flight: _Flight, error: SmtpError) -> SmtpError:
         """The error as it stands for this transaction: in doubt once all of it was written."""
-        if self._fault is None:
-            # A refused RSET: from here on nobody knows in which transaction the server is.
-            self._fault = error
+        ended: SmtpError = NetworkError(str(error)) if isinstance(error, Refused) else error
+        self._answers.clear()
+        # Nothing is wrong with the next one but that it comes too late.  After a refused RSET nobody knows in which
+        # transaction the server is.
+        self._fault = _in_phase(self._fault or ended, client.MAIL)
         phase = str(vars(error).get("phase", client.MAIL))
-        # Of the next one nothing has gone wrong but that it comes too late.
-        self._fault = _in_phase(self._fault, client.MAIL)
         if flight.whole:
-            phase = client.END_OF_DATA
-            if isinstance(error, Refused):
-                error = NetworkError(str(error))
-        elif isinstance(error, Refused):
+            return _in_phase(ended, client.END_OF_DATA)
+        if isinstance(error, Refused):
             return error
-        elif phase in (client.END_OF_DATA, client.BDAT):
-            phase = client.DATA
-        return _in_phase(error, phase)
+        return _in_phase(
+            error, client.DATA if phase in (client.END_OF_DATA, client.BDAT) else phase
+        )
 
     def _mail(self, transaction: Transaction) -> tuple[bytes, list[bytes]]:
         """Path and parameters.  Raises ``SizeExceeded``, ``Utf8NotOffered``, ``LocalProtocolError``."""
@@ -947,15 +948,18 @@ class Session:
     def _patience(self) -> float:
         """Seconds for the next reply."""
         limits = self._deadlines
-        limit = limits.for_reply(self._connection.awaited)
+        command = self._connection.awaited
         # A server may hold its replies back for as long as it has more to read (RFC 2920 section 3.2).
         if self.in_doubt:
-            return max(limit, limits.end_of_data)
-        return max(limit, limits.mail) if self._connection.pipelined else limit
+            return max(limits.for_reply(command), limits.end_of_data)
+        if command == client.RSET and self._connection.pipelined:
+            command = client.MAIL
+        return limits.for_reply(command)
 
     def _dismissed(self, answer: Answer) -> None:
         """A 421: it did not come to what was sent behind the command that it answers."""
         self._fault = blame(NetworkError("the server has ended the session"), client.MAIL)
+        self._stumbled = False
         for number, flight in enumerate(self._flying):
             # With LMTP the message may have reached some, and others still have no answer.
             if number or answer.command != client.END_OF_DATA:
@@ -966,9 +970,10 @@ class Session:
         if self._fault is not None:
             return
         self._fault = blame(error, phase)
-        lost = isinstance(error, NetworkError) and not error.local and self._heard
-        if lost and self._connection.pipelined:
-            self._stumbled = True
+        if isinstance(error, NetworkError):
+            self._stumbled = self._heard and self._connection.pipelined and not error.local
+        else:
+            self._stumbled = self._ahead and isinstance(error, RemoteProtocolError)
 
     def _flush(self) -> None:
         octets = self._connection.data_to_send()
@@ -1004,7 +1009,6 @@ class Session:
             self._lose(NetworkError("lost connection: closed by the server"), phase)
             return False
         early = self._stream.sent < self._ends_at
-        pipelined = connection.pipelined
         connection.receive_data(octets)
         try:
             while (answer := connection.next_event()) is not None:
@@ -1016,8 +1020,6 @@ class Session:
                     self._fault = self._fault or blame(too_early, client.MAIL)
                     return False
         except RemoteProtocolError as error:
-            if self._fault is None:
-                self._stumbled = pipelined
             self._lose(error, phase)
             return False
         return connection.state is not State.CLOSED

@@ -59,9 +59,9 @@ def reserve(fd: int, offset: int, length: int) -> None:
 
 
 def block(fd: int) -> int:
-    """Octets of which the file system allocates at least so many at a time to the file or directory behind ``fd``; 1 when unknown."""
+    """A file of the file system of ``fd`` has room on the disk in units of this many octets, or of a multiple; 1 when unknown."""
     try:
-        return max(1, min(posix.fstatvfs(fd).f_bsize, 4096))
+        return max(1, min(posix.fstatvfs(fd).f_frsize, 4096))
     except OSError:
         return 1
 

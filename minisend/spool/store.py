@@ -129,10 +129,11 @@ class Entry:
         self._fd = fd
         self._kept = False
         self._message_at = len(head)
-        # recipients for whose outcomes there is room behind the last line, beyond the end of the file if extended
+        # recipients for whose outcomes there is room behind the last line
         self._reserved = 0
+        # something stands behind the last line: zeros where there is room, or the half of a line
         self._extended = False
-        # lines that are written with the next one
+        # the facts of a first attempt, until there is a line that they are written with
         self._unwritten = b""
         self.place = place
         self.envelope = envelope
@@ -224,29 +225,42 @@ class Entry:
     # -- changes, under the claim
 
     def reserve(self, recipients: int) -> None:
-        """Room for the outcomes of so many more recipients; NoRoom means that there must be no attempt for them."""
+        """Room for the outcomes of so many more recipients; NoRoom means that there must be no attempt for them.
+
+        What fits into the last block of the file takes no call: the file has that block, used or not.
+        """
         self._make_room(self._reserved + recipients)
 
     def _make_room(self, recipients: int) -> None:
         room = OUTCOME_ROOM * recipients + len(self._unwritten)
         before, self._reserved = self._reserved, recipients
         if -self.tail_at % self._queue.block >= room:
-            return  # in the last block, which the file has
+            return
         try:
             disk.reserve(self._fd, self.tail_at, room)
-            self._extended = True
         except OSError as exc:
             if exc.errno in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):
                 return  # a file system that knows no reservation, with a C library that does not write in its place
+            self._extended = True  # as far as there was room
             if not before:
                 self._give_back()
             self._reserved = before
             raise NoRoom(exc.strerror) from exc
+        self._extended = True
+
+    def _keep_room(self) -> None:
+        """The room that others have who are being attempted, behind a line that has taken some of it."""
+        if self._reserved:
+            try:
+                self._make_room(self._reserved)
+            except NoRoom:
+                pass  # their record may fail then, as one may that had room: what is in hand comes first
 
     def keep_facts(self, facts: Facts) -> Facts:
         """Keep the facts of the first attempt, and return them: they are written with the first line that comes after.
 
-        To be called before ``reserve``.  A message that everybody gets at once never has them in its file.
+        To be called before ``reserve``, which finds room for them too.  A message that everybody gets at once never has
+        them in its file; one that was sent to nobody, or of which a crash has left no record, gets them anew.
         """
         self._unwritten = format_facts(facts)
         self.facts = facts
@@ -258,17 +272,11 @@ class Entry:
         An attempt that does not count (a fault of this machine) is recorded under the number of the last one.
         """
         self._append(format_outcomes(attempt, outcomes))
-        if self._reserved:
-            if self._extended:
-                disk.truncate(self._fd, self.tail_at)
-                self._extended = False
-            self._reserved = max(0, self._reserved - len(outcomes))
-            if self._reserved:
-                try:
-                    # For those who are being attempted at another next hop.
-                    self._make_room(self._reserved)
-                except NoRoom:
-                    pass  # their record may fail then, as one may that had room: what is in hand comes first
+        if self._extended:
+            disk.truncate(self._fd, self.tail_at)
+            self._extended = False
+        self._reserved = max(0, self._reserved - len(outcomes))
+        self._keep_room()
         disk.fsync(self._fd)
         self.attempts = max(self.attempts, attempt)
         self.history += [(attempt, outcome) for outcome in outcomes]
@@ -277,6 +285,7 @@ class Entry:
     def note_reported(self, note: str) -> None:
         """Append and make durable that a report was queued; ``note`` says which, in ``delivery.bounce``'s words."""
         self._append(format_report(note))
+        self._keep_room()
         disk.fsync(self._fd)
         self.history.append(note)
         self.reported.add(note)
@@ -334,7 +343,12 @@ class Entry:
 
     def _append(self, octets: bytes) -> None:
         octets = self._unwritten + octets
-        disk.write_at(self._fd, octets, self.tail_at)
+        try:
+            disk.write_at(self._fd, octets, self.tail_at)
+        except OSError:
+            # The next line may be shorter than what has been written of this one.
+            self._extended = True
+            raise
         self._unwritten = b""
         self.tail_at += len(octets)
 
@@ -587,6 +601,7 @@ class Queue:
                 self._report(place.queue_id, f"cannot be removed from tmp: {exc.strerror}")
 
     def _read(self, place: Place, fd: int) -> tuple[Entry, bool]:
+        # One page: nothing but the end of the file cuts this short, where more could be by a page that is unreadable.
         octets = posix.pread(fd, _FIRST_READ, 0)
         want = _FIRST_READ
         length = head_length(octets)
@@ -594,7 +609,7 @@ class Queue:
             if len(octets) < want or want > HEAD_LIMIT:
                 raise BrokenRecord("its envelope has no end")
             want *= 8
-            octets = posix.pread(fd, want, 0)
+            octets = _read_at(fd, want, 0)
             length = head_length(octets)
         head = octets[:length]
         envelope, size = parse_head(head)

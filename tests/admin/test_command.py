@@ -103,7 +103,7 @@ def flushed(crafted, monkeypatch, capfd):
     def run(summary, *arguments):
         asked = []
 
-        def flush(config, selection, *, log, progress):
+        def flush(config, selection, *, log, progress, stop, processes, trace):
             asked.append(selection)
             progress(0, 1)
             return summary
@@ -186,7 +186,7 @@ def test_a_part_that_matches_nothing(crafted, part):
 
 
 def test_background_is_the_slotted_flush(crafted, monkeypatch, capfd):
-    monkeypatch.setattr(engine, "background_flush", lambda config, log: 7)
+    monkeypatch.setattr(engine, "background_flush", lambda config, log, stop: 7)
     assert main(["flush", "--background"], str(crafted.config)) == 7
     assert capfd.readouterr() == ("", "")
 

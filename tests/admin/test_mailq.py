@@ -16,6 +16,7 @@ from minisend.admin.command import main
 from minisend.admin.mailq import mailq
 from minisend.envelope import DELAYED, FAILED, RELAYED, Outcome
 from minisend.errors import SpoolError, SystemFault
+from minisend.spool.store import Queue
 
 NOW = 1795440600.0
 EMPTY = "\t\tTotal requests: 0\nMail queue is empty\n"
@@ -270,6 +271,41 @@ def test_message_that_moves_while_the_queue_is_listed_is_shown_once(crafted, cap
     out = listing(crafted, capfd)
     assert re.findall(r"^0{15}\d", out, re.MULTILINE) == ["0000000000000001", "0000000000000002"]
     assert out.endswith(" in 2 Requests.\n")
+
+
+def test_message_that_moves_between_two_listings_is_shown_once(crafted, capfd, monkeypatch):
+    """A flusher defers it after ``new`` was listed and before ``cur`` is: both lists have it."""
+    crafted.add("0000000000000001")
+    names = Queue.names
+
+    def defer_between(self, state):
+        found = names(self, state)
+        if state == "new":
+            crafted.attempt("0000000000000001", [], until=NOW + 1)
+        return found
+
+    monkeypatch.setattr(Queue, "names", defer_between)
+    out = listing(crafted, capfd)
+    assert re.findall(r"^0{15}\d", out, re.MULTILINE) == ["0000000000000001"]
+    assert out.endswith(" in 1 Request.\n")
+
+
+def test_what_was_read_before_a_fault_is_written(crafted, capfd, monkeypatch):
+    for number in (1, 2, 3):
+        crafted.add(f"000000000000000{number}")
+    read = Queue.read
+
+    def fail_at_last(self, place):
+        if place.name.endswith("3"):
+            raise SpoolError("queue/new: gone")
+        return read(self, place)
+
+    monkeypatch.setattr(Queue, "read", fail_at_last)
+    capfd.readouterr()
+    with pytest.raises(SpoolError):
+        mailq(str(crafted.config))
+    shown = re.findall(r"^0{15}\d", capfd.readouterr().out, re.MULTILINE)
+    assert shown == ["0000000000000001", "0000000000000002"]
 
 
 def test_it_needs_no_heavy_module(crafted):

@@ -53,8 +53,8 @@ def claimed(crafted, queue_id="0000000000000002"):
 def test_page_whole(four, show):
     queue, entry = claimed(four)
     with queue, entry:
-        entry.note_reported("delay 0")
         entry.keep_facts(Facts(b"h.example.org", b"example.org", b"x", b"<1@h.example.org>"))
+        entry.note_reported("delay 0")
     out = show("0000000000000002").decode()
     page, _, message = out.partition("Message:\n")
     assert page == (

@@ -76,12 +76,21 @@ class Forks:
         assert self._process.returncode == 0
 
     def run(
-        self, directory: Path, *arguments: str, stdin: bytes = b"", fault: Fault | None = None
+        self,
+        directory: Path,
+        *arguments: str,
+        stdin: bytes = b"",
+        fault: Fault | None = None,
+        reserves: bool = True,
     ) -> Done:
-        """``arguments``  the face and its own, as after ``python3 -m minisend``; files are left in ``directory``"""
+        """A run of the program; files are left in ``directory``.
+
+        ``arguments``  the face and its own, as after ``python3 -m minisend``
+        ``reserves``   room for outcomes is asked for, be there some in the last block of the file or not
+        """
         fault = fault or Fault()
         (directory / "stdin").write_bytes(stdin)
-        request = [str(directory), arguments, astuple(fault)]
+        request = [str(directory), arguments, astuple(fault), reserves]
         self._process.stdin.write(json.dumps(request) + "\n")
         self._process.stdin.flush()
         code = int(self._process.stdout.readline())
@@ -101,15 +110,15 @@ def _serve() -> None:
     import minisend.submit.command  # noqa: F401
 
     for line in sys.stdin:
-        directory, arguments, fault = json.loads(line)
+        directory, arguments, fault, reserves = json.loads(line)
         child = os.fork()
         if not child:
-            _become(directory, arguments, Fault(*fault))
+            _become(directory, arguments, Fault(*fault), reserves)
         code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
         print(code, flush=True)
 
 
-def _become(directory: str, arguments: list[str], fault: Fault) -> None:
+def _become(directory: str, arguments: list[str], fault: Fault, reserves: bool) -> None:
     for number, (name, flags) in enumerate(
         (("stdin", os.O_RDONLY), ("stdout", os.O_WRONLY), ("stderr", os.O_WRONLY))
     ):
@@ -124,6 +133,8 @@ def _become(directory: str, arguments: list[str], fault: Fault) -> None:
     from minisend.spool import disk
 
     disk.posix = _seam(fault, notes)
+    if reserves:
+        disk.block = lambda fd: 1
     sys.argv = ["minisend", *arguments]
     code = main()
     sys.stdout.flush()

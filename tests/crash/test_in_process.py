@@ -23,6 +23,7 @@ pytestmark = pytest.mark.crash
 LARGE = [b"x" * 70 + b"\n"] * 8_000
 NEXT = 1_700_000_600
 FIRST = [Outcome(0, DELAYED, "4.4.1", "connection refused", at=1.0)]
+FACTS = Facts(b"here.test", b"here.test", b"me@here.test", b"<1@here.test>")
 SECOND = [Outcome(0, DELIVERED, "2.0.0", "taken", at=2.0)]
 
 
@@ -113,6 +114,8 @@ def check_whole(queue: Queue, message: bytes) -> None:
 
 
 def attempt(entry: Entry) -> None:
+    if entry.facts is None:
+        entry.keep_facts(FACTS)
     entry.reserve(1)
     entry.record(FIRST, 1)
 
@@ -153,11 +156,12 @@ ACTIONS = [
 ]
 
 
+@pytest.mark.parametrize("block", [1, 4096], ids=["reserved", "in the last block"])
 @pytest.mark.parametrize("torn", [False, True], ids=["a torn tail before", "clean before"][::-1])
 @pytest.mark.parametrize(
     ("action", "states", "recorded"), ACTIONS, ids=[action[0].__name__ for action in ACTIONS]
 )
-def test_a_claim_and_what_follows(tmp_path, action, states, recorded, torn):
+def test_a_claim_and_what_follows(tmp_path, action, states, recorded, torn, block):
     def prepare(spool: str) -> None:
         with RecordingQueue(spool) as queue:
             place = put(queue)
@@ -167,6 +171,7 @@ def test_a_claim_and_what_follows(tmp_path, action, states, recorded, torn):
 
     def act(spool: str, seam: Seam | None) -> None:
         queue = RecordingQueue(spool)
+        queue.block = block
         if seam is not None:
             disk.posix = seam
         [place] = queue.due(1.0, 1.0)
@@ -179,6 +184,7 @@ def test_a_claim_and_what_follows(tmp_path, action, states, recorded, torn):
     prepare(f"{tmp_path}/counted")
     calls = calls_of(lambda: act(f"{tmp_path}/counted", None))
     assert ("ftruncate" in calls) or not torn
+    assert ("posix_fallocate" in calls) == (block == 1 and action is not hold)
     seen = []
     for number in range(1, len(calls) + 1):
         for kind in (stop_after, stop_within):
@@ -197,6 +203,7 @@ def test_a_claim_and_what_follows(tmp_path, action, states, recorded, torn):
                         assert b"".join(entry.verified_octets(b"", 0)) == MESSAGE
                         history = [(1, FIRST[0]), (2, SECOND[0])]
                         assert entry.outcomes == history[: len(entry.outcomes)]
+                        assert entry.facts in ((None, FACTS) if not entry.outcomes else (FACTS,))
                         if state in recorded:
                             assert entry.outcomes == history[:1]
                         # the work can be done again
@@ -206,12 +213,9 @@ def test_a_claim_and_what_follows(tmp_path, action, states, recorded, torn):
     assert seen[-1] == states[-1]
 
 
-FACTS = Facts(b"here.test", b"here.test", b"me@here.test", b"<1@here.test>")
-
 # change → what it raises when a call of it fails, with the name of each that may
 CHANGES = {
     "reserve": (lambda entry: entry.reserve(1), {"posix_fallocate": NoRoom}),
-    "keep_facts": (lambda entry: entry.keep_facts(FACTS), {"pwrite": OSError}),
     "record": (
         attempt,
         {"posix_fallocate": NoRoom, **dict.fromkeys(("pwrite", "ftruncate", "fsync"), OSError)},
@@ -238,6 +242,7 @@ def test_each_call_of_a_change_fails(tmp_path, monkeypatch, change, error):
 
     def prepared(name: str) -> tuple[RecordingQueue, Entry]:
         queue = RecordingQueue(f"{tmp_path}/{name}", strict_sync=True)
+        queue.block = 1
         entry = queue.claim(put(queue))
         assert entry is not None
         return queue, entry

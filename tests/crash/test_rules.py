@@ -48,6 +48,32 @@ def test_no_room_for_the_outcome_no_attempt(site):
     assert (site.flush().code, site.copies()) == (0, {"ann@x.test": 1})
 
 
+def test_the_last_block_of_the_file_is_room(site):
+    """No call is made for it, and a disk that has no other takes the outcome."""
+    name = site.submit("-f", "me@here.test", LATER).name
+    done = site.flush(reserves=False, fault=Fault(ONCE, 1, errno.ENOSPC, "posix_fallocate"))
+    assert done.code == 75
+    [waiting] = (site.spool / "queue/cur").iterdir()
+    assert steps(done, "posix_fallocate", "pwrite", "ftruncate", "fsync", "rename", "unlink") == [
+        ("pwrite", f"new/{name}"),
+        ("fsync", f"new/{name}"),
+        ("rename", f"new/{name}"),
+        ("fsync", "cur"),
+        ("fsync", "new"),
+    ]
+    assert b"\tdelayed\t4.2.1\t" in waiting.read_bytes()
+
+
+def test_who_has_it_at_once_costs_the_disk_nothing_but_the_removal(site):
+    name = site.submit("-f", "me@here.test", "ann@x.test").name
+    done = site.flush(reserves=False)
+    assert (done.code, site.copies()) == (0, {"ann@x.test": 1})
+    assert steps(done, "posix_fallocate", "pwrite", "ftruncate", "fsync", "rename", "unlink") == [
+        ("unlink", f"new/{name}"),
+        ("fsync", "new"),
+    ]
+
+
 @pytest.mark.parametrize(
     ("recipients", "fault", "left"),
     [
@@ -56,7 +82,7 @@ def test_no_room_for_the_outcome_no_attempt(site):
         ),
         pytest.param(
             ["ann@x.test", LATER],
-            Fault(ONCE, 2, errno.EIO, "pwrite"),
+            Fault(ONCE, 1, errno.EIO, "pwrite"),
             "hold",
             id="some have it: held",
         ),
@@ -82,7 +108,6 @@ def test_an_outcome_is_recorded_before_anything_acts_on_it(site):
     [waiting] = os.listdir(site.spool / "queue/cur")
     assert steps(done, "posix_fallocate", "pwrite", "ftruncate", "fsync", "rename", "unlink") == [
         ("posix_fallocate", f"new/{name}"),
-        ("pwrite", f"new/{name}"),
         ("pwrite", f"new/{name}"),
         ("ftruncate", f"new/{name}"),
         ("fsync", f"new/{name}"),
@@ -116,7 +141,7 @@ def test_the_report_is_queued_before_the_original_goes(site):
     ("fault", "in_queue"),
     [
         pytest.param(Fault(STOP, 1, call="write"), 1, id="before the report"),
-        pytest.param(Fault(STOP, 3, call="pwrite"), 2, id="before the note of it"),
+        pytest.param(Fault(STOP, 2, call="pwrite"), 2, id="before the note of it"),
         pytest.param(Fault(STOP, 2, call="unlink"), 2, id="before the removal"),
     ],
 )

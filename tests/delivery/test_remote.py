@@ -427,24 +427,9 @@ def test_whom_a_transaction_settles_is_known_before_the_next_begins() -> None:
     assert server.sessions[0].verbs().count(b"MAIL") == 4
 
 
-@pytest.mark.parametrize(
-    ("goodbye", "reason"),
-    [
-        pytest.param(
-            b"421 4.3.2 going down",
-            " said: 421 4.3.2 going down (in reply to MAIL FROM)",
-            id="421",
-        ),
-        pytest.param(
-            CLOSE, ": lost connection: closed by the server (during MAIL FROM)", id="closed"
-        ),
-    ],
-)
-def test_a_session_that_ends_between_two_transactions_has_a_verdict_for_everybody(
-    goodbye: bytes, reason: str
-) -> None:
+def test_a_session_that_ends_between_two_transactions_has_a_verdict_for_everybody() -> None:
     """And the next message is tried: the next hop was reached."""
-    answer = replies({b"MAIL": [b"250 2.1.0 ok", goodbye]})
+    answer = replies({b"MAIL": [b"250 2.1.0 ok", b"421 4.3.2 going down"]})
     with ScriptedServer(answer, keywords=ONE_EACH) as server:
         with Remotes(configuration(server.port)) as sending:
             settled, waiting = sending.attempt(HOP, b"", {0: ANN, 1: BOB, 2: CARL}, CONTENT)
@@ -456,7 +441,8 @@ def test_a_session_that_ends_between_two_transactions_has_a_verdict_for_everybod
         (1, policy.NEXT, SITE),
         (2, policy.NEXT, SITE),
     ]
-    assert [each.outcome.reason for each in waiting] == [f"host {mta}{reason}", ended]
+    said = f"host {mta} said: 421 4.3.2 going down (in reply to MAIL FROM)"
+    assert [each.outcome.reason for each in waiting] == [said, ended]
     assert [message.recipients for message in server.messages] == [(ANN,), (BOB,)]
     assert len(server.sessions) == 2
 

@@ -34,7 +34,7 @@ def test_a_thousand_recipients_take_as_many_transactions_as_the_server_needs(
 
 def test_each_transaction_is_on_record_before_the_next(tmp_path: Path) -> None:
     """The server is lost after the third: the 300 that have it do not get it again, and everybody else does, once."""
-    answer = replies({CONNECT: [b"220 ready"], END_OF_DATA: [b"250 ok"] * 3 + [CLOSE]})
+    answer = replies({CONNECT: [b"220 ready", CLOSE], END_OF_DATA: [b"250 ok"] * 3 + [CLOSE]})
     with ScriptedServer(answer) as server:
         program = submit(tmp_path, server.port)
         assert program.flush() == (75, "0 delivered, 1 waiting, 0 failed")

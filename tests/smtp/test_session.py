@@ -830,10 +830,12 @@ def test_a_sender_that_cannot_be_written(serve, session_to):
 
 
 def test_reset_refused(serve, session_to):
+    """In which transaction the server is then, nobody knows."""
+
     def then(peer):
-        peer.expect(b"RSET\r\n")
+        peer.expect(b"RSET\r\n" + FLIGHT)
         peer.send(b"451 r\r\n")
-        peer.bye()
+        peer.expect_end()
 
     session = pipelined(
         session_to, serve(one_flight(b"250 m\r\n550 b\r\n550 c\r\n554 d\r\n", then))

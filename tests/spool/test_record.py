@@ -165,6 +165,14 @@ def _without(line: bytes) -> bytes:
         pytest.param(_without(b"sender sender@example.org\n"), id="no sender"),
         pytest.param(_without(b"size 000000000000005\n"), id="no size"),
         pytest.param(_without(b"to r0@example.net\n"), id="no recipient"),
+        pytest.param(
+            format_head(envelope(), 5).replace(b"\nuid 1000\n", b"\nuid 0\nuid 1000\n"),
+            id="a line twice above the recipients",
+        ),
+        pytest.param(
+            format_head(envelope(), 5).replace(b"\n\n", b"\nbody 7BIT\n\n"),
+            id="a fact below the recipients",
+        ),
         pytest.param(_without(b"arrived 1700000000.250000\n"), id="no time"),
         pytest.param(_without(b"5\n"), id="two lines run into one"),
         pytest.param(format_head(envelope(), 5)[:-1] + b"colour red\n\n", id="unknown key"),
@@ -273,15 +281,18 @@ def test_the_tail_in_full():
     assert parsed.outcomes == [(1, OUTCOMES[0]), (1, OUTCOMES[1])]
 
 
+# What has less room than others, where an escaped octet takes four.
+statuses = st.binary(max_size=4).map(lambda value: value.decode("utf-8", "surrogateescape"))
+commands = st.binary(max_size=8).map(lambda value: value.decode("utf-8", "surrogateescape"))
 outcomes = st.builds(
     Outcome,
     st.integers(0, 9),
     st.sampled_from([DELAYED, DELIVERED, FAILED]),
-    text,
+    statuses,
     text,
     remote_mta=text,
     diagnostic=text,
-    command=text,
+    command=commands,
     at=times,
 )
 
@@ -391,6 +402,31 @@ def test_a_long_text_is_cut_between_characters(letter, before):
     kept = parse_tail(_tail(line), envelope()).outcomes[0][1].reason
     assert reason.startswith(kept)
     assert len(escape(kept.encode())) > 396 - 4
+
+
+def test_each_text_of_an_outcome_has_a_limit_of_its_own():
+    """In octets, escapes included."""
+    long = "x" * 1000
+    line = format_outcomes(
+        1, [Outcome(0, FAILED, long, long, remote_mta=long, diagnostic=long, command=long, at=1.0)]
+    )
+    [(_, outcome)] = parse_tail(_tail(line), envelope()).outcomes
+    assert outcome.action == FAILED
+    assert {name: len(getattr(outcome, name)) for name in ("status", "remote_mta", "command")} == {
+        "status": 16,
+        "remote_mta": 320,
+        "command": 32,
+    }
+    assert (len(outcome.diagnostic), len(outcome.reason)) == (400, 400)
+
+
+@pytest.mark.parametrize("name", ["a" * 63 + ".b" * 95, "_unix"])
+def test_a_server_is_named_in_full(name):
+    """A host name of 253 octets, with address and port."""
+    server = f"{name}[{'ffff:' * 7}ffff]:65535"
+    line = format_outcomes(1, [Outcome(0, FAILED, "5.999.999", "no", remote_mta=server, at=1.0)])
+    [(_, outcome)] = parse_tail(_tail(line), envelope()).outcomes
+    assert (outcome.remote_mta, outcome.status) == (server, "5.999.999")
 
 
 def test_what_is_cut_off_is_not_escaped_first(monkeypatch):

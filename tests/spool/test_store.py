@@ -14,7 +14,9 @@ from minisend.spool.record import (
     BrokenRecord,
     Requeue,
     UnknownVersion,
+    format_facts,
     format_line,
+    format_outcomes,
 )
 from minisend.spool.store import NoRoom, Place, Queue
 from spool.make import ID, MESSAGE, RecordingQueue, claimed, envelope, listing, path, put
@@ -404,16 +406,238 @@ def test_an_attempt_that_does_not_count(queue):
 
 
 def test_a_record_is_durable_when_it_returns(queue, monkeypatch):
+    """And the facts of the first attempt with it: they go into the same write."""
+    queue.block = 1
     place = put(queue)
     with claimed(queue, place) as entry:
         seam = Seam()
         monkeypatch.setattr(disk, "posix", seam)
+        entry.keep_facts(FACTS)
         entry.reserve(1)
         entry.record([delayed()], 1)
         assert seam.calls == ["posix_fallocate", "pwrite", "ftruncate", "fsync"]
+        del seam.calls[:]
+        entry.record([delayed()], 2)
+        assert seam.calls == ["pwrite", "fsync"]
+    assert contents(queue, place).count(b"\nfacts\t") == 1
+
+
+@pytest.mark.parametrize("write", ["record", "note_reported", "requeue"])
+def test_the_facts_are_written_with_the_first_line(queue, write):
+    place = put(queue)
+    before = contents(queue, place)
+    with claimed(queue, place) as entry:
+        assert entry.keep_facts(FACTS) == entry.facts == FACTS
+        assert contents(queue, place) == before
+        if write == "record":
+            entry.record([delayed()], 1)
+        elif write == "note_reported":
+            entry.note_reported("failure 0")
+        else:
+            entry.requeue(9.0)
+        after = contents(queue, entry.place)
+        assert after.startswith(before + format_facts(FACTS))
+        place = entry.place
+    with claimed(queue, place) as entry:
+        assert entry.facts == FACTS
+        entry.record([delayed()], 1)
+        assert contents(queue, place).startswith(after)
+        assert contents(queue, place).count(b"\nfacts\t") == 1
+
+
+def test_the_facts_of_an_attempt_that_has_come_to_nothing_are_not_kept(queue):
+    """Nobody has seen them: the next attempt is a first one."""
+    place = put(queue)
+    before = contents(queue, place)
+    with claimed(queue, place) as entry:
+        entry.keep_facts(FACTS)
+        entry.reserve(1)
+        entry.defer(10)
+        place = entry.place
+    assert contents(queue, place) == before
+    with claimed(queue, place) as entry:
+        assert entry.facts is None
+
+
+def test_a_torn_write_of_facts_and_outcome_leaves_whole_lines(queue):
+    """Wherever it is cut: nothing of it, the facts, or both."""
+    place = put(queue)
+    before = contents(queue, place)
+    with claimed(queue, place) as entry:
+        entry.keep_facts(FACTS)
+        entry.record([delayed()], 1)
+    whole = contents(queue, place)
+    with_facts = len(before) + len(format_facts(FACTS))
+    for cut in range(len(before), len(whole) + 1):
+        with open(path(queue, place), "wb") as file:
+            file.write(whole[:cut])
+        with claimed(queue, place) as entry:
+            assert entry.facts == (FACTS if cut >= with_facts else None)
+            assert entry.outcomes == ([(1, delayed())] if cut == len(whole) else [])
+            if entry.facts is None:
+                entry.keep_facts(FACTS)
+            if not entry.outcomes:
+                entry.record([delayed()], 1)
+        assert contents(queue, place) == whole
+    assert queue.reported == []
+
+
+def test_facts_and_outcome_whose_write_fails_are_written_again_together(queue, monkeypatch):
+    """What the first try has left of a longer line is gone when a shorter one has been written."""
+    place = put(queue, recipients=3)
+    before = contents(queue, place)
+
+    def tear(number, name):
+        if name == "pwrite":
+            with open(path(queue, place), "ab") as file:
+                file.write(lines[:-5])
+            raise OSError(errno.EIO, "torn")
+
+    # Two good lines and the most of a third.
+    refused = [Outcome(n, FAILED, "5.1.1", f"no such user {n}", at=2.0) for n in range(3)]
+    lines = format_facts(FACTS) + format_outcomes(1, refused)
+    with claimed(queue, place) as entry:
+        entry.keep_facts(FACTS)
+        with monkeypatch.context() as patched:
+            patched.setattr(disk, "posix", Seam(tear))
+            with pytest.raises(OSError, match="torn"):
+                entry.record(refused, 1)
+        assert contents(queue, place) == before + lines[:-5]
+        entry.record([delayed(2)], 1)
+        written = before + format_facts(FACTS) + format_outcomes(1, [delayed(2)])
+        assert contents(queue, place) == written
+    with claimed(queue, place) as entry:
+        assert (entry.facts, entry.outcomes) == (FACTS, [(1, delayed(2))])
+    assert queue.reported == []
+
+
+def test_half_a_line_is_cut_off_when_the_claim_is_given_back(queue, monkeypatch):
+    place = put(queue)
+    before = contents(queue, place)
+
+    def tear(number, name):
+        if name == "pwrite":
+            with open(path(queue, place), "ab") as file:
+                file.write(b"\noutcome\t1\t0")
+            raise OSError(errno.EIO, "torn")
+
+    with claimed(queue, place) as entry, monkeypatch.context() as patched:
+        patched.setattr(disk, "posix", Seam(tear))
+        with pytest.raises(OSError, match="torn"):
+            entry.record([delayed()], 1)
+    assert contents(queue, place) == before
+
+
+def filled(queue: Queue, block: int, left: int) -> Place:
+    """A message whose file ends so many octets before the end of a block of this size."""
+    queue.block = block
+    place = put(queue, message=b"x" * 1000)
+    short = (-len(contents(queue, place)) - left) % block
+    os.unlink(path(queue, place))
+    place = put(queue, message=b"x" * (1000 + short))
+    assert -len(contents(queue, place)) % block == left
+    return place
+
+
+@pytest.mark.parametrize("facts", [None, FACTS], ids=["later attempt", "first attempt"])
+@pytest.mark.parametrize("recipients", [1, 3])
+def test_what_fits_into_the_last_block_is_not_reserved(queue, monkeypatch, recipients, facts):
+    """It has been the file's since the message was accepted."""
+    room = recipients * OUTCOME_ROOM + (len(format_facts(facts)) if facts else 0)
+    for missing, calls in (
+        (0, ["pwrite", "fsync"]),
+        (1, ["posix_fallocate", "pwrite", "ftruncate", "fsync"]),
+    ):
+        place = filled(queue, 4096, room - missing)
+        size = len(contents(queue, place))
+        with claimed(queue, place) as entry, monkeypatch.context() as patched:
+            seam = Seam()
+            patched.setattr(disk, "posix", seam)
+            if facts:
+                entry.keep_facts(facts)
+            entry.reserve(recipients)
+            assert len(contents(queue, place)) == size + missing * (room)
+            entry.record([delayed(n) for n in range(recipients)], 1)
+            assert seam.calls == calls
+        os.unlink(path(queue, place))
+
+
+@pytest.mark.parametrize("error", [errno.ENOSPC, errno.EDQUOT])
+def test_a_full_disk_takes_the_outcomes_that_fit_into_the_last_block(queue, monkeypatch, error):
+    """What the file system is asked for is refused: that is not."""
+    place = filled(queue, 4096, OUTCOME_ROOM + len(format_facts(FACTS)))
+    end = len(contents(queue, place)) + OUTCOME_ROOM + len(format_facts(FACTS))
+
+    def full(number, name):
+        if name == "posix_fallocate":
+            raise OSError(error, os.strerror(error))
+
+    longest = Outcome(0, FAILED, *("x" * 9999,) * 2, remote_mta="x" * 9999, at=9e10)
+    longest.command = longest.diagnostic = longest.reason
+    with claimed(queue, place) as entry, monkeypatch.context() as patched:
+        patched.setattr(disk, "posix", Seam(full))
+        entry.keep_facts(FACTS)
+        entry.reserve(1)
+        with pytest.raises(NoRoom):
+            entry.reserve(1)
+        entry.record([longest], 1)
+        assert entry.tail_at <= end
+    assert len(contents(queue, place)) == entry.tail_at
+    with claimed(queue, place) as entry:
+        assert (entry.facts, entry.failed) == (FACTS, [0])
+
+
+@pytest.mark.parametrize("block", [1, 4096])
+def test_those_who_are_being_attempted_keep_their_room(queue, monkeypatch, block):
+    """Behind what is recorded of others, and behind the note of a report."""
+    place = filled(queue, block, (2 * OUTCOME_ROOM + len(format_facts(FACTS))) % block)
+    ends = []
+
+    def after(number, name, done):
+        if name == "posix_fallocate":
+            ends.append(len(contents(queue, place)))
+
+    with claimed(queue, place) as entry, monkeypatch.context() as patched:
+        patched.setattr(disk, "posix", Seam(after=after))
+
+        def room() -> int:
+            """Behind the last line."""
+            return max(-entry.tail_at % block, len(contents(queue, place)) - entry.tail_at)
+
+        entry.keep_facts(FACTS)
+        entry.reserve(1)
+        entry.reserve(1)
+        assert room() >= 2 * OUTCOME_ROOM
+        entry.note_reported("success 0")
+        assert room() >= 2 * OUTCOME_ROOM
+        entry.record([delayed()], 1)
+        assert room() >= OUTCOME_ROOM
+        for number in range(200):
+            entry.note_reported(f"delay 0-{number}")
+            assert room() >= OUTCOME_ROOM
+        entry.record([delayed()], 1)
+        assert len(contents(queue, place)) == entry.tail_at
+    assert ends
+
+
+def test_a_note_for_which_there_is_room_is_written_on_a_full_disk(queue, monkeypatch):
+    """What is in hand comes first; the others may have to be held."""
+    place = filled(queue, 4096, OUTCOME_ROOM)
+
+    def full(number, name):
+        if name == "posix_fallocate":
+            raise OSError(errno.ENOSPC, "full")
+
+    with claimed(queue, place) as entry, monkeypatch.context() as patched:
+        patched.setattr(disk, "posix", Seam(full))
+        entry.reserve(1)
+        entry.note_reported("success 0")
+        assert entry.reported == {"success 0"}
+        entry.record([delayed()], 1)
 
 
 def test_room_is_reserved_and_given_back(queue):
+    queue.block = 1
     place = put(queue)
     size = len(contents(queue, place))
     with claimed(queue, place) as entry:
@@ -436,15 +660,16 @@ def test_the_facts_have_room_too(queue):
     place = Place("new", ID)
     with claimed(queue, place) as entry:
         end = entry.tail_at
-        entry.reserve(1)
-        reserved = len(contents(queue, place)) - end
         coded = b"\n ".join([b"=?utf-8?q?" + b"=C3=A9=0A" * 6 + b"?="] * (4000 // 6 + 1))
-        entry.keep_facts(Facts(b"h" * 253, b"d" * 253, coded + b" <a@b>", b"<" + b"i" * 300 + b">"))
-        assert reserved - (entry.tail_at - end) >= OUTCOME_ROOM
+        facts = Facts(b"h" * 253, b"d" * 253, coded + b" <a@b>", b"<" + b"i" * 300 + b">")
+        entry.keep_facts(facts)
+        entry.reserve(1)
+        assert len(contents(queue, place)) - end == len(format_facts(facts)) + OUTCOME_ROOM
 
 
 @pytest.mark.parametrize("error", [errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EFBIG])
 def test_no_room_no_attempt(queue, monkeypatch, error):
+    queue.block = 1
     place = put(queue)
     before = contents(queue, place)
     with claimed(queue, place) as entry:
@@ -456,6 +681,7 @@ def test_no_room_no_attempt(queue, monkeypatch, error):
 
 def test_a_disk_that_fills_up_while_room_is_reserved(queue, monkeypatch):
     """What was reserved before the failure is given back."""
+    queue.block = 1
     place = put(queue)
     before = contents(queue, place)
 
@@ -472,6 +698,7 @@ def test_a_disk_that_fills_up_while_room_is_reserved(queue, monkeypatch):
 
 @pytest.mark.parametrize("error", [errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS])
 def test_a_file_system_that_cannot_reserve(queue, monkeypatch, error):
+    queue.block = 1
     place = put(queue)
     with claimed(queue, place) as entry:
         monkeypatch.setattr(disk, "posix", fail_at(1, error))
@@ -772,6 +999,7 @@ def test_every_descriptor_of_a_refused_claim_is_closed(queue):
 
 def test_the_end_of_a_file_can_shrink_while_it_is_read(queue, monkeypatch):
     """A flusher gives back what it had reserved between the look at the size and the read."""
+    queue.block = 1
     place = put(queue, message=b"x" * 20_000)
     with claimed(queue, place) as entry:
         entry.reserve(1)
