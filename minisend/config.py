@@ -93,7 +93,7 @@ KEYS: "tuple[tuple[str, str, str | tuple[str, ...], object, str], ...]" = (
     ("route", "via", "via", None, "Where these messages go."),
     ("delivery", "mx_port", "port", 25, "The TCP port of MX hosts."),
     ("delivery", "tls", ("none", "opportunistic"), "opportunistic", "How a connection to an MX host is encrypted."),
-    ("delivery", "connections_per_host", "count", 20, "The most connections to one server at a time."),
+    ("delivery", "connections_per_host", "count", 20, "The most connections to one destination at a time."),
     ("delivery", "connections", "count", 100, "The most connections in all."),
     ("delivery", "source_address", "addresses", (), "The addresses of this machine that connections are made from."),
     ("dns", "nameservers", "addresses", (), "The addresses of the DNS servers to ask."),
@@ -953,6 +953,27 @@ def _check_smarthost(
             "username",
             "expected password_file, password_command or credential beside it (got nothing)",
         )
+    _check_tls(table, smarthost, wrong)
+
+
+def _check_tls(
+    table: str, smarthost: "dict[str, Any]", wrong: "Callable[[str, str, str], ConfigError]"
+) -> None:
+    """A certificate that would never be shown, or a fingerprint never looked at, is a mistake that costs mail or trust."""
+    level = smarthost.get("tls", "starttls")
+    if smarthost.get("tls_fingerprint"):
+        if level not in ("starttls", "implicit"):
+            what = f'expected tls = "starttls" or "implicit" beside it (got "{level}")'
+            raise wrong(table, "tls_fingerprint", what)
+        if not smarthost.get("tls_verify", True):
+            raise wrong(table, "tls_fingerprint", "expected no tls_verify = false beside it")
+    has_certificate = bool(smarthost.get("tls_cert_file"))
+    if smarthost.get("tls_key_file") and not has_certificate:
+        raise wrong(table, "tls_key_file", "expected tls_cert_file beside it (got nothing)")
+    if has_certificate and level == "none":
+        raise wrong(table, "tls_cert_file", 'expected no tls = "none" beside it')
+    if smarthost.get("auth") == "external" and not has_certificate:
+        raise wrong(table, "auth", 'expected tls_cert_file beside "external" (got nothing)')
 
 
 def _check_oauth2(

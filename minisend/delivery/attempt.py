@@ -73,10 +73,12 @@ class Run:
     ``deferred``  hears of each message that waits, and until when (seconds)
     ``let_in``    called when a server is ready for a message; with whether it took its time
     ``far``       it did so with another process: no lane needs to be the first
+    ``one_by_one``  servers to which commands are sent singly, see ``Remote``
     ``trace``     gets each line of each dialogue, without secrets
     ``processes`` that share the connections
     ``seen``      ids of the reports that the run has had in hand
-    ``lock``      for ``summary`` and ``seen``, which all threads change
+    ``put_off``   ids of the messages that it has deferred
+    ``lock``      for ``summary`` and the sets, which all threads change
     """
 
     config: Config
@@ -90,9 +92,11 @@ class Run:
     deferred: Callable[[Place], None] = lambda place: None
     let_in: Callable[[bool], None] = lambda far: None
     far: bool = False
+    one_by_one: set[mx.Target] = field(default_factory=set)
     trace: Callable[[str], None] | None = None
     processes: int = 1
     seen: set[str] = field(default_factory=set)
+    put_off: set[str] = field(default_factory=set)
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def count(self, what: str) -> None:
@@ -143,6 +147,11 @@ class Attempt:
             run = self._run
             with run.lock:
                 run.summary.tried += 1
+                if self.place.queue_id in run.put_off:
+                    # Its destination has answered after all: it counts once.
+                    run.put_off.discard(self.place.queue_id)
+                    run.summary.tried -= 1
+                    run.summary.deferred -= 1
                 if entry.envelope.uid < 0:
                     run.seen.add(self.place.queue_id)
             self._number = entry.attempts + 1
@@ -344,10 +353,8 @@ class Attempt:
     def _reserve(self, entry: Entry, waiting: dict[int, bytes], room: int) -> int:
         """Room for the outcomes of the next transaction, where there is room for so many; for how many there is now."""
         need = min(len(waiting), MOST_RECIPIENTS)
-        if need > room:
-            entry.reserve(need - room)
-            return need
-        return room
+        entry.reserve(max(0, need - room))
+        return max(need, room)
 
     def _record(self, entry: Entry, verdicts: list[Verdict]) -> None:
         """Write down what has come of it, before anything else is tried.
@@ -413,7 +420,9 @@ class Attempt:
         told = self._tell(entry, resumed=False)
         if until is not None:
             entry.defer(until)
-            run.count("deferred")
+            with run.lock:
+                run.summary.deferred += 1
+                run.put_off.add(entry.envelope.queue_id)
             run.deferred(entry.place)
         elif told:
             failed = bool(entry.failed)

@@ -521,6 +521,7 @@ class _Lane:
             trace=self._trace if run.trace is not None else None,
             while_waiting=self._make_durable,
             stopping=lambda: lanes.stopping,
+            one_by_one=run.one_by_one,
         ) as remote:
             if destination.open and not remote.open_ahead():
                 lanes.turned_away(destination)
@@ -563,7 +564,11 @@ class _Lane:
         """Begin with a message; None when nothing is to be sent of it."""
         lanes, destination = self._lanes, self._destination
         self.served += 1
-        attempt = work.attempt or lanes._begin(work, destination)
+        try:
+            attempt = work.attempt or lanes._begin(work, destination)
+        except BaseException:
+            lanes._release(work)
+            raise
         if attempt is None:
             lanes._release(work)
             return None
@@ -574,11 +579,11 @@ class _Lane:
                 down = lanes.put_off(destination, work)
                 if down is None:
                     down = lanes.held_back(destination, self._make_durable)
-            except Stopped:
+                if down is None and carried.begin():
+                    return carried
+            except BaseException:
                 carried.drop()
                 raise
-            if down is None and carried.begin():
-                return carried
         carried.leave(down)
         return None
 

@@ -270,7 +270,14 @@ class Remote:
             return self._session(target, level=tls.NONE)
         except Refused as error:
             token = self._token
-            if not token or error.answer.command != AUTH or not error.answer.reply.permanent:
+            smarthost = self._hop.smarthost_in(self._config)
+            if (
+                not token
+                or smarthost is None
+                or not smarthost.uses_oauth2
+                or error.answer.command != AUTH
+                or not error.answer.reply.permanent
+            ):
                 raise
             # Revoked before its time, perhaps: another one is had, once.
             return self._session(target, rejected=token)
@@ -278,7 +285,7 @@ class Remote:
     def _session(self, target: Target, *, level: str = "", rejected: bytes = b"") -> Session:
         smarthost = self._hop.smarthost_in(self._config)
         if smarthost is not None:
-            trust = tls.smarthost_trust(smarthost)
+            trust = tls.smarthost_trust(smarthost, name=self._hop.smarthost)
             secret = credentials(
                 smarthost, os.environb, os.geteuid(), name=self._hop.smarthost, rejected=rejected
             )
@@ -415,12 +422,9 @@ class Remote:
         if errand is first:
             return
         errand.asked = target
-        if anew or (
-            not errand.late and any(errand.latest[i].scope == policy.SITE for i in errand.waiting)
-        ):
+        if anew or any(errand.latest[i].scope == policy.SITE for i in errand.waiting):
             errand.asked = None
             errand.latest.clear()
-        errand.late = True
         left.append(errand)
 
     def _wait(self) -> None:
@@ -449,12 +453,11 @@ class _Errand:
     ``todo``     those of them for whom this session has no transaction yet
     ``flying``   transactions that are under way
     ``asked``    the server that has put them off
-    ``late``     it was to be sent behind another one, and was not, or not to all
     ``over``     the job has heard all that it wants to
     ``ended``    the job has been told so
     """
 
-    __slots__ = ("asked", "ended", "flying", "job", "late", "latest", "over", "todo", "waiting")
+    __slots__ = ("asked", "ended", "flying", "job", "latest", "over", "todo", "waiting")
 
     def __init__(self, job: "Job") -> None:
         self.job = job
@@ -463,7 +466,6 @@ class _Errand:
         self.todo = list(self.waiting)
         self.flying = 0
         self.asked: Target | None = None
-        self.late = False
         self.over = False
         self.ended = False
 

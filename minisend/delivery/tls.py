@@ -140,7 +140,13 @@ def _remedies(smarthost: Smarthost, table: str) -> tuple[tuple[Fault, str], ...]
     """What the administrator can do about each fault: the key to look at."""
     level, port = smarthost.tls, smarthost.port
     other = "starttls" if level == IMPLICIT else "implicit"
+    # With srv the level is the DNS's to say.
+    of_the_level = () if smarthost.srv else (
+        (Fault.NOT_TLS, f'{table} tls = "{level}" with port = {port}: is tls = "{other}" meant?'),
+        (Fault.NOT_OFFERED, f'{table} tls = "{level}" demands it; somebody on the way may have removed the offer'),
+    )  # fmt: skip
     return (
+        *of_the_level,
         (Fault.WRONG_NAME, f"{table} host is to be a name that it bears, or tls_fingerprint its fingerprint"),
         (Fault.EXPIRED, f"the server needs a new one; until then {table} tls_fingerprint can name this one"),
         (Fault.NOT_YET_VALID, "see that the clock of this machine is right"),
@@ -148,9 +154,7 @@ def _remedies(smarthost: Smarthost, table: str) -> tuple[tuple[Fault, str], ...]
         (Fault.UNKNOWN_CA, f"{table} tls_ca_file can name the CA's own certificate"),
         (Fault.FINGERPRINT, f"change {table} tls_fingerprint only if you know why the server has another"),
         (Fault.VERSION, f'{table} tls_min_version = "{smarthost.tls_min_version}" is the oldest accepted'),
-        (Fault.NOT_TLS, f'{table} tls = "{level}" with port = {port}: is tls = "{other}" meant?'),
         (Fault.CLIENT_CERTIFICATE, f"{table} tls_cert_file and tls_key_file name the one to show"),
-        (Fault.NOT_OFFERED, f'{table} tls = "{level}" demands it; somebody on the way may have removed the offer'),
     )  # fmt: skip
 
 

@@ -26,8 +26,8 @@ again may send it a second time.  While the message itself is being written the 
 delivered.  With CHUNKING up to ``WINDOW`` messages are in that window at a time, else one.
 
     what ends the session                  the message that it concerns       those sent whole behind it     the others
-    421                                    has that answer                    "MAIL FROM": RFC 5321          "MAIL FROM"
-                                                                              section 3.8, replies come in
+    421, or RSET refused and nothing       has that answer                    "MAIL FROM": RFC 5321          "MAIL FROM"
+    said any more                                                             section 3.8, replies come in
                                                                               order: it did not come to them
     connection lost, time over, garbage    as above: "end of data" once it    "end of data": it may have     "MAIL FROM"
                                            was sent whole                     them, its replies be lost
@@ -693,12 +693,25 @@ class Session:
     def _hear_envelope(self, flight: _Flight) -> None:
         """The replies to MAIL and each RCPT.  A 421 says at whatever point that the session is over."""
         if flight.reset:
-            self._answer_ok()
+            self._hear_reset(flight)
         mail = self._answer()
         if not mail.reply.ok:
             flight.settle(mail)
         for index, _, _ in flight.rcpts:
             self._take_rcpt(flight, index, self._answer())
+
+    def _hear_reset(self, flight: _Flight) -> None:
+        """Exim refuses RSET before it leaves, when there were too many of them, and does not say 421."""
+        reset = self._answer()
+        if reset.reply.ok:
+            return
+        if flight.whole and reset.reply.code != 421:
+            with suppress(NetworkError):
+                self._answer()
+                # It stays, and goes on with what is behind.
+                raise Refused(reset)
+            self._dismissed(reset)
+        raise Refused(reset)
 
     def _take_rcpt(self, flight: _Flight, index: int, answer: Answer) -> None:
         if answer.reply.ok:
@@ -815,8 +828,7 @@ class Session:
 
     def _end(self, flight: _Flight, last: bytes, follow: Callable[[], None]) -> None:
         """Write the end of a message after DATA, and what ``follow`` says behind it, in one if that is one piece."""
-        if self._alive:
-            follow()
+        follow()
         behind = self._connection.data_to_send()
         self._ends_at = self._stream.sent + len(last)
         if len(last) + len(behind) <= _PIECE:
@@ -957,7 +969,7 @@ class Session:
         return limits.for_reply(command)
 
     def _dismissed(self, answer: Answer) -> None:
-        """A 421: it did not come to what was sent behind the command that it answers."""
+        """The server has left in good order: it did not come to what was sent behind the command that this answers."""
         self._fault = blame(NetworkError("the server has ended the session"), client.MAIL)
         self._stumbled = False
         for number, flight in enumerate(self._flying):

@@ -15,7 +15,7 @@ Recipients stand in outcome lines by their index or range, so that 1,000 of them
 
     appended line                      from here on
     end ...                            the message is whole
-    facts ...                          every attempt uses these facts
+    facts ...                          every attempt uses these facts; written together with the line after it
     outcome attempt recipients ...     that is what is known of these recipients
     report event recipients            this report was queued, and is not queued again
     requeue time recipients            these are tried again as if nothing had been tried: what was recorded of them is
@@ -59,9 +59,9 @@ LONG_LINE = "L"
 HAS_NUL = "0"
 BARE_CR = "R"
 
-# Octets that the text fields of an outcome line may take, escapes included: action, status, remote_mta, command,
-# diagnostic, reason.  With the fixed fields and a range they stay below OUTCOME_ROOM, for which there is room for each
-# recipient before an attempt.
+# Octets that the text fields of an outcome line may take, escapes included: action, status, remote_mta (a host name of
+# 253, address and port), command, diagnostic, reason.  With the fixed fields and a range they stay below OUTCOME_ROOM:
+# before an attempt there is so much room for each recipient.
 _TEXT_LIMITS = (16, 16, 320, 32, 400, 400)
 OUTCOME_ROOM = 1300
 
@@ -332,7 +332,7 @@ def format_trailer(trailer: Trailer) -> bytes:
 
 
 def format_facts(facts: Facts) -> bytes:
-    """The appended line of the first attempt."""
+    """The appended line that goes before the first outcome."""
     return format_line(
         b"facts\t"
         + b"\t".join(

@@ -101,6 +101,7 @@ class Entry:
         "_message_at",
         "_queue",
         "_reserved",
+        "_short",
         "_unwritten",
         "attempts",
         "envelope",
@@ -131,6 +132,8 @@ class Entry:
         self._message_at = len(head)
         # recipients for whose outcomes there is room behind the last line
         self._reserved = 0
+        # there was, and is no more
+        self._short = False
         # something stands behind the last line: zeros where there is room, or the half of a line
         self._extended = False
         # the facts of a first attempt, until there is a line that they are written with
@@ -227,13 +230,17 @@ class Entry:
     def reserve(self, recipients: int) -> None:
         """Room for the outcomes of so many more recipients; NoRoom means that there must be no attempt for them.
 
+        0 is for those who had room, which ``record`` may have had to give up.
+
         What fits into the last block of the file takes no call: the file has that block, used or not.
         """
-        self._make_room(self._reserved + recipients)
+        if recipients or self._short:
+            self._make_room(self._reserved + recipients)
 
     def _make_room(self, recipients: int) -> None:
         room = OUTCOME_ROOM * recipients + len(self._unwritten)
         before, self._reserved = self._reserved, recipients
+        short, self._short = self._short, False
         if -self.tail_at % self._queue.block >= room:
             return
         try:
@@ -244,7 +251,7 @@ class Entry:
             self._extended = True  # as far as there was room
             if not before:
                 self._give_back()
-            self._reserved = before
+            self._reserved, self._short = before, short
             raise NoRoom(exc.strerror) from exc
         self._extended = True
 
@@ -254,7 +261,8 @@ class Entry:
             try:
                 self._make_room(self._reserved)
             except NoRoom:
-                pass  # their record may fail then, as one may that had room: what is in hand comes first
+                # Their record may fail then, as one may that had room: what is in hand comes first.
+                self._short = True
 
     def keep_facts(self, facts: Facts) -> Facts:
         """Keep the facts of the first attempt, and return them: they are written with the first line that comes after.
@@ -523,13 +531,13 @@ class Queue:
 
         A broken file is moved to ``failed`` and reported; one of an unknown version is left alone and reported.
         """
-        directory = self.directory(place.state)
         try:
+            directory = self.directory(place.state)
             fd = disk.open_claiming(place.name, directory)
         except FileNotFoundError:
             return None
-        except OSError as exc:
-            self._report(place.queue_id, f"cannot be opened: {exc.strerror}")
+        except (OSError, SpoolError) as exc:
+            self._report(place.queue_id, f"cannot be opened: {_why(exc)}")
             return None
         claimed = None
         try:
@@ -628,11 +636,11 @@ class Queue:
         return Entry(self, place, fd, head, tail, size, envelope), tail.torn
 
     def _set_aside(self, place: Place, why: str) -> None:
-        failed = self.directory("failed")
         if place.state == "failed":
             self._report(place.queue_id, f"broken: {why}")
             return
         try:
+            failed = self.directory("failed")
             if disk.exists(place.queue_id, failed):
                 # A rename would replace it.
                 self._report(
@@ -643,10 +651,14 @@ class Queue:
                 self.take_order(_FORTH)
                 disk.rename(place.name, self.directory(place.state), place.queue_id, failed)
                 self.changed("failed", place.state)
-        except OSError as exc:
-            self._report(place.queue_id, f"broken ({why}) and cannot be set aside: {exc.strerror}")
+        except (OSError, SpoolError) as exc:
+            self._report(place.queue_id, f"broken ({why}) and cannot be set aside: {_why(exc)}")
         else:
             self._report(place.queue_id, f"set aside in queue/failed: {why}")
+
+
+def _why(exc: OSError | SpoolError) -> str:
+    return str(exc.strerror if isinstance(exc, OSError) else exc)
 
 
 def _read_exactly(fd: int, count: int, offset: int) -> bytes:

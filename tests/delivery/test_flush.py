@@ -9,7 +9,7 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -80,13 +80,15 @@ def log() -> Lines:
     return Lines()
 
 
-def configuration(spool: str, port: int, *, admin: str = "", **settings: object) -> Config:
+def configuration(
+    spool: str, port: int, *, name: str = "here.test", admin: str = "", **settings: object
+) -> Config:
     """Everything to a smarthost on 127.0.0.1, over one connection, so that there is one order."""
     return Config(
         file=None,
         spool=Spool(spool, **settings),
-        hostname="here.test",
-        mail_domain="here.test",
+        hostname=name,
+        mail_domain=name,
         admin=admin,
         smarthost=Smarthost(("127.0.0.1",), port=port, tls="none"),
         delivery=Delivery(connections=1),
@@ -222,9 +224,11 @@ class Watched:
         self,
         monkeypatch: pytest.MonkeyPatch,
         spool: str,
+        before: Callable[[int, str], None] | None = None,
+        *,
         heard: tuple[bytes, ...] = (b"MAIL", b"RCPT", END_OF_DATA),
     ) -> None:
-        self._seam = Seam()
+        self._seam = Seam(before)
         self._heard = heard
         self._prefix = f"{spool}/queue/"
         _reserve_always(monkeypatch)
@@ -1742,6 +1746,90 @@ def test_no_room_for_the_outcome_is_no_attempt(
         ]
         # With room again it goes at once.
         assert flush(configuration(spool, server.port), Selection(), log=log).delivered == 1
+
+
+def test_the_last_block_of_the_file_has_room_on_a_full_disk(
+    spool: str, log: Lines, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And costs no call; nor does the message that everybody has at once cost a write."""
+    names = [put(spool, 1, ANN), put(spool, 2, BOB)]
+    watched = Watched(monkeypatch, spool, Failing(errno.ENOSPC, "posix_fallocate", armed=True))
+    monkeypatch.setattr(disk, "block", lambda fd: 4096)
+    answer = watched.noting(replies({RCPT_BOB: b"450 4.2.1 later"}))
+    with ScriptedServer(answer, keywords=(b"8BITMIME", b"SIZE")) as server:
+        summary = flush(configuration(spool, server.port), Selection(), log=log)
+    assert summary == Summary(tried=2, delivered=1, deferred=1)
+    assert [call for call in watched.sequence() if call[0] != "smtp"] == [
+        ("unlink", f"new/{names[0]}"),
+        ("pwrite", f"new/{names[1]}"),
+        ("fsync", f"new/{names[1]}"),
+        ("rename", f"new/{names[1]}"),
+        ("fsync", "cur"),
+        ("fsync", "new"),
+    ]
+    entry = read(spool, "cur", due_after(2, 1, NOW))
+    assert (entry.pending, entry.attempts) == ([0], 1)
+    assert entry.facts is not None
+
+
+BARE = b"Subject: s\nTo: ann\n\nHello.\n"
+
+
+def test_later_attempts_send_the_octets_of_the_first(spool: str, log: Lines) -> None:
+    """Whatever becomes of the configuration, once an attempt is on record."""
+    put(spool, 1, ANN, BOB, message=BARE)
+    later = True
+
+    def answer(command: bytes) -> bytes | None:
+        return b"450 4.2.1 later" if later and command.startswith(RCPT_BOB) else None
+
+    with ScriptedServer(answer) as server:
+        config = configuration(spool, server.port)
+        assert flush(config, Selection(), log=log) == Summary(tried=1, deferred=1)
+        later = False
+        config = configuration(spool, server.port, name="elsewhere.test")
+        assert flush(config, EVERYTHING, log=log) == Summary(tried=1, delivered=1)
+    first, second = server.messages
+    assert (first.recipients, second.recipients) == ((ANN,), (BOB,))
+    assert first.octets == second.octets
+    assert b"\nTo: ann@here.test\r\n" in first.octets
+    assert b"elsewhere" not in first.octets
+
+
+def test_an_attempt_that_asked_nobody_settles_nothing(spool: str, log: Lines) -> None:
+    """The next one is the first, and shows the configuration of its day."""
+    put(spool, 1, ANN, message=BARE)
+    put(spool, 2, BOB, message=BARE)
+    with ScriptedServer() as server:
+        config = configuration(spool, free_port("127.0.0.1"))
+        assert flush(config, Selection(), log=log) == Summary(tried=2, deferred=2)
+        config = configuration(spool, server.port, name="elsewhere.test")
+        assert flush(config, EVERYTHING, log=log) == Summary(tried=2, delivered=2)
+    sent = {message.recipients: message.octets for message in server.messages}
+    # The probe of the destination is on record, the one that waited for it is not.
+    assert sorted(b"\nTo: ann@here.test\r\n" in octets for octets in sent.values()) == [False, True]
+    assert sorted(b"\nTo: ann@elsewhere.test\r\n" in octets for octets in sent.values()) == [
+        False,
+        True,
+    ]
+
+
+def test_no_room_for_the_next_transaction_is_no_transaction(
+    spool: str, log: Lines, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The disk fills up while the first of three is sent, and what was reserved for the others was given back."""
+    name = put(spool, 1, ANN, BOB, CARL)
+    one_by_one = (b"8BITMIME", b"SIZE", b"LIMITS RCPTMAX=1")
+    failing = Failing(errno.ENOSPC, "posix_fallocate")
+    answer = failing.arming_at(END_OF_DATA, lambda command: None)
+    with ScriptedServer(answer, keywords=one_by_one) as server:
+        with monkeypatch.context() as patched:
+            _reserve_always(patched)
+            patched.setattr(disk, "posix", Seam(failing))
+            summary = flush(configuration(spool, server.port), Selection(), log=log)
+        assert summary == Summary(tried=1, deferred=1)
+        assert [message.recipients for message in server.messages] == [(ANN,)]
+        assert read(spool, "new", name).pending == [1, 2]
 
 
 def test_no_room_for_the_second_next_hop_is_no_attempt_there(

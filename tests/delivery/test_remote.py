@@ -725,15 +725,24 @@ def test_a_password_does_not_go_where_tls_failed(tmp_path) -> None:
     ("keywords", "names", "reason"),
     [
         pytest.param(
-            (), ("127.0.0.1",), "TLS is required, and the server does not offer STARTTLS", id="none"
+            (),
+            ("127.0.0.1",),
+            "TLS is required, and the server does not offer STARTTLS: [smarthost] tls = "
+            '"starttls" demands it; somebody on the way may have removed the offer',
+            id="none",
         ),
         pytest.param(
-            (b"STARTTLS",), (), "TLS handshake with 127.0.0.1: wrong version number", id="handshake"
+            (b"STARTTLS",),
+            (),
+            "TLS handshake with 127.0.0.1: the server answered with what is not TLS: "
+            '[smarthost] tls = "starttls" with port = PORT: is tls = "implicit" meant?',
+            id="handshake",
         ),
         pytest.param(
             (b"STARTTLS",),
             ("other.test",),
-            "certificate is not for 127.0.0.1, the name expected",
+            "certificate is not for 127.0.0.1, the name expected, but for other.test: [smarthost] "
+            "host is to be a name that it bears, or tls_fingerprint its fingerprint",
             id="name",
         ),
     ],
@@ -747,7 +756,8 @@ def test_required_tls_is_never_done_without(
             verdict, *_ = attempt(sending, HOP, b"", {0: ANN, 1: BOB}, CONTENT)
             assert shape([verdict]) == [(0, DELAYED, verdict.outcome.status, SITE)]
             assert verdict.outcome.reason == (
-                f"host 127.0.0.1[127.0.0.1]:{server.port}: {reason} (during STARTTLS)"
+                f"host 127.0.0.1[127.0.0.1]:{server.port}: "
+                f"{reason.replace('PORT', str(server.port))} (during STARTTLS)"
             )
             assert sending.unreachable == verdict
     assert server.messages == []

@@ -8,17 +8,19 @@ import pytest
 import trustme
 
 from minisend.config import Delivery, Smarthost
-from minisend.delivery.tls import mx_context, smarthost_context
+from minisend.delivery.tls import mx_trust, smarthost_trust
 from minisend.errors import ConfigError
+from minisend.smtp.handshake import Trust
 
 
 def smarthost(**values: Any) -> Smarthost:
     return Smarthost(("smtp.example.org",), **values)
 
 
-def facts(context: ssl.SSLContext | None) -> tuple[Any, ...] | None:
-    if context is None:
+def facts(trust: Trust | None) -> tuple[Any, ...] | None:
+    if trust is None:
         return None
+    context = trust.context
     return (context.verify_mode, context.check_hostname, context.minimum_version)
 
 
@@ -44,18 +46,19 @@ BLIND = (ssl.CERT_NONE, False, ssl.TLSVersion.TLSv1_2)
     ],
 )
 def test_smarthost(values: dict[str, Any], expected: tuple[Any, ...] | None) -> None:
-    assert facts(smarthost_context(smarthost(**values))) == expected
+    assert facts(smarthost_trust(smarthost(**values))) == expected
 
 
 @pytest.mark.parametrize(("level", "expected"), [("opportunistic", BLIND), ("none", None)])
 def test_mx(level: str, expected: tuple[Any, ...] | None) -> None:
-    assert facts(mx_context(Delivery(tls=level))) == expected
+    assert facts(mx_trust(Delivery(tls=level))) == expected
 
 
-def subjects(context: ssl.SSLContext | None) -> list[Any]:
-    assert context is not None
+def subjects(trust: Trust | None) -> list[Any]:
+    assert trust is not None
     return [
-        dict(pair[0] for pair in ca["subject"])["organizationName"] for ca in context.get_ca_certs()
+        dict(pair[0] for pair in ca["subject"])["organizationName"]
+        for ca in trust.context.get_ca_certs()
     ]
 
 
@@ -63,13 +66,13 @@ def test_a_ca_file_replaces_the_system_s_and_its_successor_is_seen(tmp_path: Pat
     path = tmp_path / "ca.pem"
     host = smarthost(tls_ca_file=str(path))
     trustme.CA(organization_name="first").cert_pem.write_to_path(path)
-    context = smarthost_context(host)
-    assert subjects(context) == ["first"]
-    assert smarthost_context(host) is context
+    trust = smarthost_trust(host)
+    assert subjects(trust) == ["first"]
+    assert smarthost_trust(host) is trust
     other = tmp_path / "new.pem"
     trustme.CA(organization_name="second").cert_pem.write_to_path(other)
     other.rename(path)
-    assert subjects(smarthost_context(host)) == ["second"]
+    assert subjects(smarthost_trust(host)) == ["second"]
 
 
 @pytest.mark.parametrize(
@@ -93,7 +96,7 @@ def test_an_unusable_ca_file(tmp_path: Path, prepare: Any, why: str) -> None:
     path = tmp_path / "ca.pem"
     prepare(path)
     with pytest.raises(ConfigError) as caught:
-        smarthost_context(smarthost(tls_ca_file=str(path)))
+        smarthost_trust(smarthost(tls_ca_file=str(path)))
     assert str(caught.value) == (
         f"[smarthost] tls_ca_file: {path}: {why}: "
         "expected a readable PEM file with the authorities to trust"

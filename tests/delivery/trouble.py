@@ -69,19 +69,20 @@ sys.exit(main())
 
 
 class Trouble:
-    """An ``answer`` of a ScriptedServer that fails once, at ``phase``, and else takes everything.
+    """An ``answer`` of a ScriptedServer that fails up to ``times`` times, at ``phase``, and else takes everything.
 
     ``reply``  with lines after the first behind CR LF, or CLOSE, or SILENCE, which lasts until the context ends
     As a server does, it refuses recipients and message of a sender that it has refused.
     """
 
-    def __init__(self, phase: str, reply: bytes) -> None:
+    def __init__(self, phase: str, reply: bytes, times: int = 1) -> None:
         self._asked = ASKED[phase]
         self._phase = phase
         self._reply = reply
         self._left = threading.Event()
         self._refused_sender = False
-        self.done = False
+        self._times = times
+        self.failed = False
 
     def __call__(self, command: bytes) -> bytes | None:
         if self._phase == "HELO" and command.startswith(b"EHLO"):
@@ -90,9 +91,10 @@ class Trouble:
             self._refused_sender = False
         if self._refused_sender and command.startswith((b"RCPT", b"DATA")):
             return b"503 5.5.1 no sender"
-        if self.done or not command.startswith(self._asked):
+        if not self._times or not command.startswith(self._asked):
             return None
-        self.done = True
+        self._times -= 1
+        self.failed = True
         self._refused_sender = self._phase == "MAIL FROM"
         if self._reply == SILENCE:
             self._left.wait(_WAIT)

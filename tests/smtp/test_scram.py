@@ -21,9 +21,9 @@ from minisend.smtp.binding import (
     signature_hash,
 )
 from minisend.smtp.client import AUTH
+from minisend.smtp.handshake import Trust
 from minisend.smtp.saslprep import prepare, prepared_octets
 from minisend.smtp.scram import MOST_ITERATIONS, Scram
-from minisend.smtp.handshake import Trust
 from minisend.smtp.session import Refused, Session
 from minisend.smtp.stream import connect
 

@@ -405,7 +405,10 @@ def test_a_handshake_that_fails_is_never_followed_by_plain_text(
     )
     phase = "connect" if level == "implicit" else STARTTLS
     error = open_fails(
-        session, HandshakeError, phase, "certificate is not for mx.test, the name expected"
+        session,
+        HandshakeError,
+        phase,
+        "certificate is not for mx.test, the name expected, but for other.test",
     )
     assert error.plain_text_allowed is (level == "opportunistic")
     assert after in ([], [b""])

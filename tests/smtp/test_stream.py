@@ -328,16 +328,17 @@ def test_tls(serve, server_context, trusting):
 
 def test_a_certificate_for_another_name(serve, server_context, trusting):
     port = serve(swallow_handshake(server_context("other.test")))
-    assert refused(port, trusting, "mx.test") == "certificate is not for mx.test, the name expected"
+    assert refused(port, trusting, "mx.test") == (
+        "certificate is not for mx.test, the name expected, but for other.test"
+    )
 
 
 def test_a_certificate_of_an_unknown_authority(serve, server_context, trusting):
     import trustme
 
     port = serve(swallow_handshake(server_context("mx.test", issuer=trustme.CA())))
-    assert refused(port, trusting, "mx.test") in (
-        "certificate of mx.test is from an unknown CA",
-        "certificate of mx.test is self-signed or from a CA that is not trusted here",
+    assert refused(port, trusting, "mx.test") == (
+        "certificate of mx.test is from a CA that is not trusted here"
     )
 
 
@@ -350,7 +351,9 @@ def test_a_certificate_that_has_expired(serve, server_context, trusting):
             server_context("mx.test", not_before=past, not_after=past + datetime.timedelta(1))
         )
     )
-    assert refused(port, trusting, "mx.test") == "certificate of mx.test has expired"
+    assert refused(port, trusting, "mx.test") == (
+        "certificate of mx.test has expired on Jan  2 00:00:00 2020 GMT"
+    )
 
 
 def test_a_server_without_tls(serve, trusting):

@@ -708,6 +708,33 @@ def test_a_file_system_that_cannot_reserve(queue, monkeypatch, error):
         assert entry.latest == {0: delayed()}
 
 
+def test_a_directory_that_cannot_be_opened_is_told_like_a_file(queue, monkeypatch):
+    """Who claims one message after the other goes on with the next."""
+    place = put(queue)
+    with monkeypatch.context() as patched:
+        patched.setattr(disk, "posix", fail_at(1, errno.EIO))
+        assert queue.claim(place) is None
+    assert queue.reported == [(ID, "cannot be opened: queue/new: Input/output error")]
+    with claimed(queue, place) as entry:
+        assert entry.pending == [0]
+
+
+def test_what_cannot_be_set_aside_stays(queue):
+    place = put(queue)
+    rewrite(queue, place, b"uid 1000", b"uid 1001")
+    os.rmdir(f"{queue.spool}/queue/failed")
+    assert queue.claim(place) is None
+    assert queue.reported == [
+        (
+            ID,
+            "broken (its envelope was changed after it was written) and cannot be set aside: "
+            "queue/failed: No such file or directory",
+        )
+    ]
+    os.mkdir(f"{queue.spool}/queue/failed", 0o700)
+    assert listing(queue.spool) == {"new": [ID]}
+
+
 def test_an_append_that_fails_is_told_and_can_be_repeated(queue, monkeypatch):
     place = put(queue)
     with claimed(queue, place) as entry:

@@ -117,6 +117,7 @@ DEFAULTS: dict[str, object] = {
     "smarthosts": {},
     "routes": [],
 }
+SHA256 = "sha256:" + "ab" * 32
 SMARTHOST: dict[str, object] = {
     "hosts": ("a.example",),
     "srv": "",
@@ -124,6 +125,9 @@ SMARTHOST: dict[str, object] = {
     "rate": None,
     "tls": "starttls",
     "tls_ca_file": "",
+    "tls_fingerprint": (),
+    "tls_cert_file": "",
+    "tls_key_file": "",
     "tls_min_version": "1.2",
     "tls_verify": True,
     "username": "",
@@ -179,6 +183,8 @@ def test_every_key(machine: Path) -> None:
         tls = "implicit"
         rate = "30/m"
         tls_ca_file = "/ca.pem"
+        tls_cert_file = "/cert.pem"
+        tls_key_file = "/key.pem"
         tls_min_version = "1.3"
         tls_verify = false
         username = "üser"
@@ -245,6 +251,9 @@ def test_every_key(machine: Path) -> None:
             "srv": "",
             "rate": (30, 60),
             "tls_ca_file": "/ca.pem",
+            "tls_fingerprint": (),
+            "tls_cert_file": "/cert.pem",
+            "tls_key_file": "/key.pem",
             "tls_min_version": "1.3",
             "tls_verify": False,
             "username": "üser",
@@ -317,8 +326,22 @@ def test_every_key(machine: Path) -> None:
         ('rate = "100000/h"', {"rate": (100000, 3600)}),
         ('username = ""\npassword_file = ""\npassword_command = []', {}),
         ('auth = "none"\nusername = "u"', {"auth": "none", "username": "u"}),
-        ('auth = "external"', {"auth": "external"}),
-        ('auth = "external"\nusername = "u"', {"auth": "external", "username": "u"}),
+        ('tls_fingerprint = "sha256:%s"' % ("AB" * 32), {"tls_fingerprint": (SHA256,)}),
+        ('tls_fingerprint = "sha256:%s"' % ":".join(["aB"] * 32), {"tls_fingerprint": (SHA256,)}),
+        (
+            f'tls_fingerprint = ["{SHA256}", "spki-sha256:q6urq6urq6urq6urq6urq6urq6urq6urq6urq6urq6s="]\n'
+            'tls_ca_file = "/ca.pem"',
+            {"tls_fingerprint": (SHA256, f"spki-{SHA256}"), "tls_ca_file": "/ca.pem"},
+        ),
+        ("tls_fingerprint = []\ntls_verify = false", {"tls_verify": False}),
+        (
+            'tls_cert_file = "/c"\nauth = "external"',
+            {"tls_cert_file": "/c", "auth": "external"},
+        ),
+        (
+            'tls_cert_file = "/c"\ntls_key_file = "/k"\nauth = "external"\nusername = "u"',
+            {"tls_cert_file": "/c", "tls_key_file": "/k", "auth": "external", "username": "u"},
+        ),
         (
             'username = "u"\ncredential = "smtp"',
             {"username": "u", "credential": "smtp"},
@@ -394,6 +417,7 @@ DOMAIN = 'expected a domain name in ASCII, such as "host.example.org"'
 TIME = 'expected a time of at most 3650 days, such as "5d", "4h", "30m" or "90s"'
 SIZE = 'expected a size of at most 1024G, such as "50M", "512K" or a number of octets'
 SIZE_OR_0 = SIZE.replace("50M", "16M") + ", or 0"
+FINGERPRINT = 'expected "sha256:" or "spki-sha256:" and the digest in hexadecimal or base64, or a list of them'
 HOSTS = "expected a host name or IP address without a port, or a list of them"
 ENDPOINT = "expected an https URL without user name or fragment"
 PORT = "expected a whole number from 1 to 65535"
@@ -635,7 +659,39 @@ WRONG = [
     ),
     ("spool = { lifetime = 1 }", f"1: [spool] lifetime: {TIME} (got 1)"),
     ("[[route]]", f"1: [[route]] via: {VIA} (got nothing)"),
-    ("[smarthost]\ntls_fingerprint = 1", "2: [smarthost] tls_fingerprint: unknown key"),
+    *(
+        (
+            f"[smarthost]\ntls_fingerprint = {value}",
+            f"2: [smarthost] tls_fingerprint: {FINGERPRINT} (got {shown})",
+        )
+        for value, shown in (
+            *(("1", "1"), ('""', "''"), ("[1]", "1"), ('"sha256"', "'sha256'")),
+            *(('"sha256:ab"', "'sha256:ab'"), ('"sha1:ab"', "'sha1:ab'")),
+            *((f'["{SHA256}", "x"]', "'x'"), ('"sha256:qw=="', "'sha256:qw=='")),
+            (f'"sha256:{"x" * 64}"', f"'sha256:{'x' * 48}...'"),
+        )
+    ),
+    (
+        f'[smarthost]\nhost = "a"\ntls = "opportunistic"\ntls_fingerprint = "{SHA256}"',
+        '4: [smarthost] tls_fingerprint: expected tls = "starttls" or "implicit" beside it '
+        '(got "opportunistic")',
+    ),
+    (
+        f'[smarthost]\nhost = "a"\ntls_verify = false\ntls_fingerprint = "{SHA256}"',
+        "4: [smarthost] tls_fingerprint: expected no tls_verify = false beside it",
+    ),
+    (
+        '[smarthost]\nhost = "a"\ntls_key_file = "/k"',
+        "3: [smarthost] tls_key_file: expected tls_cert_file beside it (got nothing)",
+    ),
+    (
+        '[smarthost]\nhost = "a"\ntls = "none"\ntls_cert_file = "/c"',
+        '4: [smarthost] tls_cert_file: expected no tls = "none" beside it',
+    ),
+    (
+        '[smarthosts.a]\nhost = "a"\nauth = "external"',
+        '3: [smarthosts.a] auth: expected tls_cert_file beside "external" (got nothing)',
+    ),
     ("[smarthost.b]\nport = 1", "[smarthost] b: unknown key"),
     ('[spool]\n"life\\ntime" = 1', "1: [spool] life\\ntime: unknown key (did you mean lifetime?)"),
     # a password in the wrong place is not repeated
