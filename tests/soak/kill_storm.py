@@ -25,6 +25,7 @@ import subprocess
 import tempfile
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -106,7 +107,7 @@ class Counts:
         )
 
 
-class Worker(threading.Thread):
+class Worker(threading.Thread, ABC):
     """Runs one process after the other, each of which may be killed at any moment.
 
     ``kind``    for the counts
@@ -131,9 +132,9 @@ class Worker(threading.Thread):
             self.error = exc
             self.storm.failed.set()
 
+    @abstractmethod
     def work(self) -> None:
         """What the thread does."""
-        raise NotImplementedError
 
     def execute(self, command: list[str], stdin: bytes = b"", *, logs: bool = False) -> int:
         """Exit code of the process; only one that ``logs`` may say something on standard error."""
