@@ -550,24 +550,27 @@ def test_octets_behind_the_reply_to_starttls(
 
 
 @pytest.mark.parametrize("level", LEVELS)
-def test_a_handshake_that_stalls(serve: Callable[..., Server], level: str) -> None:
+def test_a_handshake_that_stalls(level: str) -> None:
     """It ends at its deadline, which is too long to be waited for in a flush."""
-    listener = socket.create_server(("127.0.0.1", 0))
-    context = ssl.create_default_context()
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        stream = connect("127.0.0.1", listener.getsockname()[1], 5)
+        accepted, _ = listener.accept()
+    accepted.settimeout(_WAIT)
+    until_tls = threading.Thread(target=_until_tls, args=(accepted,))
+    if level != "implicit":
+        until_tls.start()
     session = Session(
-        connect("127.0.0.1", listener.getsockname()[1], 5),
+        stream,
         hello=b"here.test",
         tls=level,
-        trust=Trust(context),
+        trust=Trust(ssl.create_default_context()),
         server_name="localhost",
-        deadlines=Deadlines(starttls=0.05),
+        deadlines=Deadlines(starttls=1.0 if level != "implicit" else 0.05),
     )
-    accepted, _ = listener.accept()
-    if level != "implicit":
-        accepted.sendall(b"220 mx.test\r\n250 STARTTLS\r\n")
-        threading.Thread(target=_go_ahead, args=(accepted,)).start()
-    with listener, accepted, pytest.raises(SmtpError) as caught:
+    with accepted, pytest.raises(SmtpError) as caught:
         session.open()
+    if level != "implicit":
+        until_tls.join()
     error = caught.value
     assert isinstance(error, HandshakeError)
     assert (str(error), error.plain_text_allowed, vars(error)["phase"]) == (
@@ -577,10 +580,14 @@ def test_a_handshake_that_stalls(serve: Callable[..., Server], level: str) -> No
     )
 
 
-def _go_ahead(accepted: socket.socket) -> None:
-    with accepted.makefile("rb") as lines:
-        assert [lines.readline()[:4], lines.readline()[:4]] == [b"EHLO", b"STAR"]
-    accepted.sendall(b"220 go ahead\r\n")
+def _until_tls(accepted: socket.socket) -> None:
+    """A server's part up to where the handshake is to begin."""
+    with accepted.makefile("rwb") as lines:
+        for reply in (b"220 mx.test\r\n", b"250-mx.test\r\n250 STARTTLS\r\n", b"220 go ahead\r\n"):
+            lines.write(reply)
+            lines.flush()
+            if not reply.endswith(b"ahead\r\n"):
+                assert lines.readline()
 
 
 def test_an_address_has_no_name_to_send(
