@@ -2,6 +2,7 @@
 
 import datetime
 import hashlib
+import socket
 import ssl
 from contextlib import suppress
 
@@ -13,8 +14,10 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from hypothesis import given
 from hypothesis import strategies as st
 
+from minisend.errors import TlsError
 from minisend.smtp import handshake
 from minisend.smtp.handshake import Fault, Trust, failed, fingerprints
+from minisend.smtp.session import Session
 from minisend.smtp.stream import HandshakeError, connect
 
 KEYS = {
@@ -264,3 +267,55 @@ def test_a_fingerprint_in_place_of_authorities(serve, kind):
         "certificate of mx.test is not one of those expected "
         f"(expected {wrong}; found {found[1]}): look"
     )
+
+
+def test_what_breaks_after_the_server_was_heard_is_no_handshake(serve, server_context, trusting):
+    """So that a session that was under way is not begun anew in plain text."""
+
+    def script(peer):
+        peer.start_tls(server_context("mx.test"))
+        peer.send(b"220 hello\r\n")
+        peer.read(1)
+        with socket.socket(fileno=peer.socket.detach()) as plain:
+            plain.settimeout(10)
+            plain.sendall(b"this is no record\r\n")
+            plain.recv(100)
+
+    stream = connect("127.0.0.1", serve(script), 5)
+    stream.start_tls(trusting, "mx.test", 10)
+    assert stream.read(100, 10) == b"220 hello\r\n"
+    stream.write(b"x", 10)
+    with pytest.raises(TlsError) as info:
+        stream.read(100, 10)
+    stream.close()
+    assert type(info.value) is TlsError
+    assert str(info.value).startswith("TLS with [127.0.0.1]:")
+
+
+@pytest.mark.parametrize("kept", [False, True])
+def test_a_session_taken_up_that_fails_does_not_lead_to_plain_text(
+    serve, resumptions, trusting, kept
+):
+    """It may be the session's own doing: the next attempt begins anew, inside TLS."""
+    port, _ = resumptions(ssl.TLSVersion.TLSv1_3, 1)
+    visit(port, trusting)
+    (session,) = trusting._sessions.values()
+    port = serve(lambda peer: peer.hello(b"STARTTLS") or hang_up(peer))
+    if kept:
+        trusting._sessions["mx.test", f"[127.0.0.1]:{port}"] = session
+    opened = Session(
+        connect("127.0.0.1", port, 5),
+        hello=b"me.test",
+        tls="opportunistic",
+        trust=trusting,
+        server_name="mx.test",
+    )
+    with pytest.raises(HandshakeError) as info:
+        opened.open()
+    assert (info.value.taken_up, info.value.plain_text_allowed) == (kept, not kept)
+
+
+def hang_up(peer):
+    peer.expect(b"STARTTLS\r\n")
+    peer.send(b"220 go ahead\r\n")
+    peer.read(1)
