@@ -9,6 +9,8 @@ import posix
 from minisend.errors import SpoolError
 from minisend.spool import disk
 
+# What is no mail, in one directory of the delivering user: the spool itself may be root's (DESIGN section 3).
+_STATE = "state"
 # tmp comes last: where it exists, all of them do, also after a crash in the middle of making them.
 STATES = ("new", "cur", "hold", "failed", "tmp")
 
@@ -44,6 +46,17 @@ def open_queue(spool: str, *, create: bool) -> int:
     except OSError as exc:
         raise SpoolError(f"{path}: {exc.strerror}") from exc
     return fd
+
+
+def state(spool: str, *, make: bool = False) -> str:
+    """Where locks, counts and the like are kept, ``<spool>/state``; with ``make`` it is there.  Raises OSError."""
+    path = f"{spool}/{_STATE}"
+    if make:
+        try:
+            posix.mkdir(path, 0o700)
+        except FileExistsError:
+            pass
+    return path
 
 
 def open_state(state: str, queue: int) -> int:
