@@ -430,10 +430,10 @@ class _Run:
             disk.close(fd)
 
     def _take_message(self, name: str, fd: int, status: posix.stat_result) -> None:
-        octets = b""
+        octets = posix.read(fd, _TAIL)
         try:
             while not (length := head_length(octets)):
-                piece = posix.read(fd, _TAIL if not octets else _PIECE)
+                piece = posix.read(fd, _PIECE)
                 if not piece or len(octets) > ENVELOPE_LIMIT:
                     raise BrokenRecord("its envelope has no end")
                 octets += piece
