@@ -43,6 +43,10 @@ _WRITEBACK = 2 * 1024 * 1024
 _LONGEST_LINE = 998
 
 
+#: Octets of a submission id, which its client makes once and nobody can guess.
+ID_OCTETS = 16
+
+
 def new_queue_id(seed: bytes) -> str:
     """A queue id made from ``seed``: 16 hexadecimal digits, the same for the same seed.
 
