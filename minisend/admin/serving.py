@@ -18,6 +18,7 @@ from collections.abc import Callable
 from minisend.admin.owner import become_owner
 from minisend.config import Config
 from minisend.delivery.flush import Stop
+from minisend.delivery.pickup import Pickup
 from minisend.delivery.serve import serve
 from minisend.errors import SpoolError
 from minisend.log import Log, line
@@ -27,6 +28,7 @@ from minisend.spool.listener import Listener, make, passed
 from minisend.spool.place import open_queue
 from minisend.spool.service import Service, Settings
 from minisend.spool.store import Queue
+from minisend.spool.trigger import SUBMISSION, poke
 
 # Seconds that clients have to come to an end when the service is told to.
 _GRACE = 10.0
@@ -96,6 +98,12 @@ def _accept(
     os.close(open_queue(spool.path, create=True))
     with Queue(spool.path) as queue:
         service = Service(queue, settings(config), log)
+        pickup = Pickup(config, log)
+
+        def pick_up() -> None:
+            if pickup.look():
+                poke(spool.path, SUBMISSION)
+
         stop.wake = listener.wake
         log.info(line("-", event="accepting", spool=spool.path))
         try:
@@ -103,6 +111,7 @@ def _accept(
                 service.take,
                 lambda: not service.wait(0),
                 stopping=lambda: stop.asked,
+                tick=pick_up,
                 exit_idle=exit_idle,
             )
         finally:

@@ -42,7 +42,14 @@ from minisend.log import Log, line
 from minisend.spool import protocol, tombstone
 from minisend.spool.account import Account, account
 from minisend.spool.admission import admit
-from minisend.spool.enqueue import ID_OCTETS, Floor, acknowledge, enqueue, new_queue_id
+from minisend.spool.enqueue import (
+    ID_OCTETS,
+    Floor,
+    acknowledge,
+    enqueue,
+    new_queue_id,
+    take_abandoned,
+)
 from minisend.spool.limits import Usage
 from minisend.spool.protocol import Broken, Stream, frame
 from minisend.spool.record import (
@@ -252,6 +259,7 @@ class Service:
         if settings.limit and size > settings.limit:
             raise MessageTooBig(f"message larger than max_message_size ({settings.limit} octets)")
         counted = _Admission(settings.usage, uid)
+        abandoned = take_abandoned(self._queue.fd, envelope.queue_id)
         try:
             enqueue(
                 self._queue.fd,
@@ -265,6 +273,9 @@ class Service:
         except BaseException:
             counted.take_back()
             raise
+        finally:
+            if abandoned >= 0:
+                posix.close(abandoned)
         return envelope
 
     def _message(
@@ -312,8 +323,11 @@ class Service:
         self._confirm(stream, queue_id)
 
     def _is_known(self, queue_id: str) -> bool:
-        spool = self._queue.spool
-        return self._queue.find(queue_id, *_STATES) is not None or tombstone.exists(spool, queue_id)
+        queue = self._queue
+        return (
+            queue.find(queue_id, *_STATES) is not None
+            or tombstone.find(queue.fd, queue_id) is not None
+        )
 
     def _confirm(self, stream: Stream, queue_id: str) -> None:
         stream.send(b"OK %b\n" % queue_id.encode("ascii"), _ANSWER)
@@ -413,7 +427,7 @@ class _Admission:
 
     def take_back(self) -> None:
         if self._octets >= 0:
-            self._usage.released(self._uid, self._octets)
+            self._usage.undo(self._uid, self._octets)
 
 
 def _peer(connection: socket.socket) -> int:

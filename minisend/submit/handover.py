@@ -100,7 +100,15 @@ def hand_over(
         from minisend.spool.drop import put
 
         try:
-            put(facts.drop, submission, envelope, _all(first, pieces), facts.max_message_size)
+            put(
+                facts.drop,
+                submission,
+                envelope,
+                _all(first, pieces),
+                facts.max_message_size,
+                Floor(facts.drop, facts.min_free, facts.min_free_inodes),
+                size,
+            )
             return False
         except SpoolError as exc:
             stopped.append(_drop_stopped(facts.drop, exc))
