@@ -17,8 +17,6 @@ from minisend.envelope import Envelope, Recipient
 from minisend.errors import DataError, UsageError
 from minisend.spool.enqueue import new_queue_id
 
-#: Octets of a submission id: it is nobody's to guess.
-ID_OCTETS = 16
 # Of a display name: no account file and no -F has more.
 _LONGEST_NAME = 1000
 _DAY = 24 * 60
@@ -33,7 +31,7 @@ def admit(
     """The envelope under which a message is queued.
 
     ``said``        what its submitter says; queue id, uid, login and time of arrival in it count for nothing
-    ``submission``  its id, ``ID_OCTETS`` that the submitter made once
+    ``submission``  its id, ``enqueue.ID_OCTETS`` that the submitter made once
     ``uid``, ``login``, ``channel``  as in ``Envelope``; ``login`` is "uid<number>" for a uid without an account
     Raises DataError for an address or a value that cannot be used, UsageError when there are no recipients.
     """

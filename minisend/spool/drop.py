@@ -50,7 +50,7 @@ def put(
 ) -> None:
     """Make a message durable in ``<drop>/new``.
 
-    ``submission``  its id, ``admission.ID_OCTETS`` random ones
+    ``submission``  its id, ``enqueue.ID_OCTETS`` random ones
     ``message``, ``limit``, ``size``  as of ``enqueue``
     ``floor``       what must stay free on the file system of the drop directory
     ``owner``       uid of the queue that the drop belongs to: the leaves must be that account's or root's.  None where

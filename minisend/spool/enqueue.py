@@ -50,6 +50,10 @@ UNACKNOWLEDGED = 0o700
 _ACKNOWLEDGED = 0o600
 
 
+#: Octets of a submission id, which its client makes once and nobody can guess.
+ID_OCTETS = 16
+
+
 def new_queue_id(seed: bytes) -> str:
     """A queue id made from ``seed``: 16 hexadecimal digits, the same for the same seed.
 

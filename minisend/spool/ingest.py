@@ -38,9 +38,9 @@ from minisend.envelope import DROP, Envelope
 from minisend.errors import DataError, MessageTooBig, SpoolError, UsageError
 from minisend.spool import disk, tombstone
 from minisend.spool.account import account
-from minisend.spool.admission import ID_OCTETS, admit
+from minisend.spool.admission import admit
 from minisend.spool.drop import ENVELOPE_LIMIT
-from minisend.spool.enqueue import Floor, acknowledge, enqueue, take_abandoned
+from minisend.spool.enqueue import ID_OCTETS, Floor, acknowledge, enqueue, take_abandoned
 from minisend.spool.limits import Usage
 from minisend.spool.place import open_leaf, state
 from minisend.spool.record import (

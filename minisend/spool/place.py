@@ -27,6 +27,23 @@ PARENT_MODE = 0o755
 _STICKY = 0o1000
 
 
+def is_own(spool: str) -> bool:
+    """Whether the queue is the effective user's, or may be made by this user: there is nothing of anybody else's.
+
+    ``spool``  "" for a user who has no place for one
+    """
+    if not spool:
+        return False
+    for path in (f"{spool}/queue", spool):
+        try:
+            return posix.stat(path).st_uid == posix.geteuid()
+        except FileNotFoundError:
+            continue
+        except OSError:
+            return False
+    return True
+
+
 def open_queue(spool: str, *, create: bool) -> int:
     """A descriptor of ``<spool>/queue``, which belongs to the effective user.
 

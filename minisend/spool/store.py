@@ -198,6 +198,12 @@ class Entry:
         """Up to ``count`` octets from the start of the message, as it came."""
         return _read_exactly(self._fd, min(count, self.size), self._message_at)
 
+    def around(self) -> tuple[bytes, bytes]:
+        """What stands in its file before the message, and what was appended behind it so far."""
+        head = _read_exactly(self._fd, self._message_at, 0)
+        after = self._message_at + self.size
+        return head, _read_exactly(self._fd, self.tail_at - after, after)
+
     def octets(self) -> "Iterator[bytes]":
         """The message as it came, in pieces.  BrokenRecord when the file is shorter than it says."""
         yield from self._octets_from(0)
@@ -682,6 +688,33 @@ class Queue:
             self._report(place.queue_id, f"broken ({why}) and cannot be set aside: {_why(exc)}")
         else:
             self._report(place.queue_id, f"set aside in queue/failed: {why}")
+
+
+def claimed_files(queue: Queue) -> set[tuple[int, int]]:
+    """Device and inode of every file on the queue's file system that some process has locked with flock (proc(5), /proc/locks).
+
+    Trying the lock instead would make a flusher that comes by at this moment pass the message over.
+    """
+    octets = b""
+    try:
+        fd = posix.open("/proc/locks", posix.O_RDONLY | posix.O_CLOEXEC)
+        try:
+            while piece := posix.read(fd, 65536):
+                octets += piece
+        finally:
+            disk.close(fd)
+    except OSError:
+        return set()
+    claimed = set()
+    device = posix.fstat(queue.fd).st_dev
+    for line in octets.splitlines():
+        fields = line.split()
+        # "3: FLOCK ADVISORY WRITE 1423 fe:01:1055 0 EOF"; one that waits has "->" in its second field
+        if len(fields) > 5 and fields[1] == b"FLOCK" and fields[3] == b"WRITE":
+            major, minor, inode = fields[5].split(b":")
+            if posix.makedev(int(major, 16), int(minor, 16)) == device:
+                claimed.add((device, int(inode)))
+    return claimed
 
 
 def _is_unacknowledged(mode: int) -> bool:
