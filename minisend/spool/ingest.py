@@ -91,6 +91,8 @@ _KIND = "no regular file"
 _GROUP_WRONG = "its group is not the drop directory's"
 _UNREADABLE = "not to be read by its group"
 _ENVELOPE = "its envelope cannot be used"
+#: What a moment changes.
+SOON = frozenset((_BUSY, _CHANGED))
 _UNSEEN = "more than are looked at in one run"
 
 

@@ -4,6 +4,8 @@ As root its parts belong to whom they must, and what is done as another account 
 that account for good.  As anybody else there is one account, which owns all of it.
 """
 
+# Loaded now: another account may not be able to read the interpreter's files.
+import encodings.idna  # noqa: F401
 import inspect
 import os
 import pickle
