@@ -94,7 +94,6 @@ def _run(face: str, arguments: list[str]) -> int:
         return _mailq(config_file)
     from minisend.admin.command import main as minisend
 
-    _add_site()
     return minisend(arguments, config_file)
 
 
@@ -123,7 +122,6 @@ def _sendmail(arguments: list[str], config_file: str | None) -> int:
         from minisend.admin.command import flush_once
         from minisend.delivery.flush import Selection
 
-        _add_site()
         part = {name: text.encode("utf-8", "surrogateescape") for name, text in options.parts}
         selection = Selection(
             everything=True,
@@ -162,14 +160,6 @@ def _mailq(config_file: str | None) -> int:
     from minisend.admin.mailq import mailq
 
     return mailq(config_file)
-
-
-def _add_site() -> None:
-    """Under -S, which the sendmail script uses for its speed, dnspython is out of sight: a delivery may need it."""
-    if sys.flags.no_site:
-        import site
-
-        site.main()
 
 
 def _complain(face: str, text: str) -> None:

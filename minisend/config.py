@@ -20,9 +20,9 @@ of /proc read: through /proc/self/fd/0 the message itself would be the configura
 -C names its file, not the directory around it, which may be open to all (/tmp): conf.d and what is
 in it must belong to root, to us or to the owner of the file named, and nobody else may write it.
 
-Two readers: ``load`` reads with tomllib and checks everything; ``submission_facts`` runs in every
-``sendmail``, so it reads with ``scan`` where it can (tomllib costs 12 ms) and checks only the keys
-it returns: a mistake in [smarthost] must not stop a cron job from handing over its mail.
+Two readers: ``load`` checks everything; ``submission_facts`` runs in every ``sendmail``, and checks only
+the keys it returns: a mistake in [smarthost] must not stop a cron job from handing over its mail.  Both
+read with ``scan`` where they can: tomllib costs 12 ms.
 
 TOML 1.0.0; XDG Base Directory Specification 0.8.
 """
@@ -457,7 +457,10 @@ def load(explicit: "str | None", environ: "Mapping[bytes, bytes]", uid: int, eui
     routes = 0
     for path, text in _files(explicit, environ, uid, euid):
         main = main or path
-        for there, names in _checked(path, text, _parse(path, text)).items():
+        raw = scan(text)
+        if raw is None:
+            raw = _parse(path, text)
+        for there, names in _checked(path, text, raw).items():
             table = there
             if there.startswith(_NUMBERED):
                 routes += 1

@@ -37,9 +37,6 @@ else "the class is all we know": X.0.0 (RFC 3463 section 3.1).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
-
 from minisend.delivery.mx import Unroutable
 from minisend.envelope import DELAYED, FAILED, RELAYED, Outcome
 from minisend.errors import (
@@ -68,6 +65,11 @@ from minisend.smtp.client import (
 )
 from minisend.smtp.reply import Reply
 from minisend.smtp.session import Refused
+from minisend.value import Value
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 # Verdict.then
 STOP = "stop"
@@ -120,7 +122,7 @@ _MISCONFIGURED = "4.3.5"
 _SAID_LIMIT = 1024
 
 
-class Verdict(NamedTuple):
+class Verdict(Value):
     """What one try with one server came to for one recipient.
 
     ``outcome``  to be recorded, unless ``then`` leads to a better one
@@ -131,10 +133,13 @@ class Verdict(NamedTuple):
     ``reports``  the server offers DSN: of a success it tells the sender itself (RFC 3461 section 5.2.1)
     """
 
-    outcome: Outcome
-    then: str
-    scope: str
-    reports: bool = False
+    __slots__ = ("outcome", "reports", "scope", "then")
+
+    def __init__(self, outcome: Outcome, then: str, scope: str, reports: bool = False) -> None:
+        self.outcome = outcome
+        self.then = then
+        self.scope = scope
+        self.reports = reports
 
     def after(self, earlier: Verdict | None) -> Verdict:
         """The one of the two that stands for the attempt: this, the later one.

@@ -23,11 +23,16 @@ to its recipient by the routes as any message.
 Sources: RFC 5321 sections 2.3.5, 2.4, 4.1.3 and 5.1.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from __future__ import annotations
 
 from minisend.address import AddressError, same, split, to_ascii
-from minisend.config import Config, Route, Smarthost
+from minisend.value import Value
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from minisend.config import Config, Route, Smarthost
 
 ERROR = "error"
 DISCARD = "discard"
@@ -37,8 +42,7 @@ SMTP = "smtp"
 MX = "mx"
 
 
-@dataclass(frozen=True, slots=True)
-class NextHop:
+class NextHop(Value):
     """One destination: recipients with equal next hops share a transaction.
 
     ``kind``       ERROR (the recipient fails) | DISCARD | SMARTHOST | LMTP | SMTP | MX
@@ -54,14 +58,34 @@ class NextHop:
     ``host``, ``port``, ``path``  with SMTP and LMTP as in ``config.Route``
     """
 
-    kind: str
-    name: str
-    domain: str = ""
-    status: str = ""
-    smarthost: str = ""
-    host: str = ""
-    port: int = 0
-    path: str = ""
+    __slots__ = ("domain", "host", "kind", "name", "path", "port", "smarthost", "status")
+
+    def __init__(
+        self,
+        kind: str,
+        name: str,
+        domain: str = "",
+        status: str = "",
+        smarthost: str = "",
+        host: str = "",
+        port: int = 0,
+        path: str = "",
+    ) -> None:
+        self.kind = kind
+        self.name = name
+        self.domain = domain
+        self.status = status
+        self.smarthost = smarthost
+        self.host = host
+        self.port = port
+        self.path = path
+
+    def __hash__(self) -> int:
+        # Asked for many times a message; no two destinations have the same.
+        return hash(self.name)
+
+    # Python takes it away from who defines the one and not the other.
+    __eq__ = Value.__eq__
 
     def smarthost_in(self, config: Config) -> Smarthost | None:
         """The table that says how to connect and to log in; None when this is no smarthost."""

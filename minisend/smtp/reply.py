@@ -16,10 +16,8 @@ field comes near either.
 Source: RFC 5321 section 4.2 (form), RFC 2034 and RFC 3463 (enhanced status codes).
 """
 
-import re
-from typing import NamedTuple
-
 from minisend.errors import RemoteProtocolError
+from minisend.value import Value
 
 KEPT_OCTETS = 64 * 1024
 MAX_OCTETS = 1024 * 1024
@@ -27,7 +25,18 @@ MAX_OCTETS = 1024 * 1024
 #: What a line costs beside its text, its place in a tuple included: many short ones must not cost more than one long.
 LINE_OCTETS = 48
 
-_ENHANCED = re.compile(rb"\s*([245]\.\d{1,3}\.\d{1,3})(?=\s|$)")
+
+def _enhanced(line: bytes) -> str:
+    """The enhanced status code that the line begins with, "" when it begins with none."""
+    word = line.split(None, 1)[:1]
+    parts = word[0].split(b".") if word else ()
+    if (
+        len(parts) == 3
+        and parts[0] in (b"2", b"4", b"5")
+        and all(len(part) <= 3 and part.isdigit() for part in parts)
+    ):
+        return word[0].decode("ascii")
+    return ""
 
 
 def printable(octets: bytes) -> str:
@@ -44,19 +53,22 @@ def printable(octets: bytes) -> str:
     )
 
 
-class Reply(NamedTuple):
+class Reply(Value):
     """One reply: its three digits and its lines of text, octets without code, separator and line end."""
 
-    code: int
-    lines: tuple[bytes, ...]
+    __slots__ = ("code", "lines")
+
+    def __init__(self, code: int, lines: tuple[bytes, ...]) -> None:
+        self.code = code
+        self.lines = lines
 
     @property
     def enhanced(self) -> str:
         """Enhanced status code such as "5.1.1"; "" when there is none or its class contradicts the code (RFC 2034)."""
         for line in self.lines:
-            found = _ENHANCED.match(line)
-            if found and int(found[1][:1]) == self.code // 100:
-                return found[1].decode("ascii")
+            found = _enhanced(line)
+            if found and int(found[0]) == self.code // 100:
+                return found
         return ""
 
     @property

@@ -48,14 +48,10 @@ to refuse them would lose mail that every other agent delivers.
 Source: RFC 5321, RFC 2033 (LMTP), RFC 2920, RFC 3207, RFC 4954, RFC 1870, RFC 6152, RFC 3461 (DSN), RFC 6531 (SMTPUTF8), RFC 5891 (IDNA).
 """
 
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import suppress
-from copy import copy
-from dataclasses import dataclass
+from __future__ import annotations
+
 from itertools import repeat
 from time import monotonic
-from typing import TYPE_CHECKING
 
 from minisend.address import AddressError, to_ascii
 from minisend.errors import (
@@ -65,14 +61,22 @@ from minisend.errors import (
     SmtpError,
     TlsError,
 )
-from minisend.smtp import auth, client
+from minisend.smtp import client
 from minisend.smtp.client import Answer, Connection, Extensions, State
 from minisend.smtp.reply import Reply, printable
 from minisend.smtp.stream import READ_SIZE, HandshakeError, Stream, blame
 from minisend.smtp.wire import crlf
+from minisend.value import Value
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections import deque
+    from collections.abc import Callable, Iterable, Iterator, Sequence
+
+    from minisend.smtp import auth
     from minisend.smtp.handshake import Trust
+else:
+    from _collections import deque
 
 #: Octets of a command line with its CRLF (RFC 5321 section 4.5.3.1.4): a longer AUTH waits to be asked (RFC 4954 section 4).
 _COMMAND_LINE = 512
@@ -114,7 +118,6 @@ _LIMITS = {
 }
 
 
-@dataclass(frozen=True, slots=True)
 class Deadlines:
     """Seconds that each phase may take.  RFC 5321 section 4.5.3.2 names most; the others follow Postfix.
 
@@ -122,18 +125,24 @@ class Deadlines:
     a server that drips an octet at a time gains nothing.
     """
 
-    connect: float = 30.0
-    greeting: float = 300.0
-    hello: float = 300.0
-    starttls: float = 300.0  # the reply, and then the handshake
-    auth: float = 300.0
-    mail: float = 300.0
-    rcpt: float = 300.0
-    data: float = 120.0
-    block: float = 180.0
-    end_of_data: float = 600.0
-    rset: float = 20.0
-    quit: float = 5.0
+    connect = 30.0
+    greeting = 300.0
+    hello = 300.0
+    starttls = 300.0  # the reply, and then the handshake
+    auth = 300.0
+    mail = 300.0
+    rcpt = 300.0
+    data = 120.0
+    block = 180.0
+    end_of_data = 600.0
+    rset = 20.0
+    quit = 5.0
+
+    def __init__(self, **seconds: float) -> None:
+        for phase, limit in seconds.items():
+            if phase not in Deadlines.__dict__:
+                raise TypeError(f"no such phase: {phase}")
+            setattr(self, phase, limit)
 
     def for_reply(self, command: str) -> float:
         """The limit for the reply to ``command``."""
@@ -167,22 +176,23 @@ class Utf8NotOffered(SmtpError):
         )
 
 
-@dataclass(frozen=True, slots=True)
-class DsnRequest:
+class DsnRequest(Value):
     """What the sender asked to be told of one recipient (RFC 3461); a server that does not offer DSN never hears of it.
 
     ``notify``    "NEVER", or any of "SUCCESS", "FAILURE", "DELAY" with commas between, in any case; "" leaves it to the server
     ``original``  the address as the sender gave it, octets without brackets; ``b""`` when not known
     """
 
-    notify: str = ""
-    original: bytes = b""
+    __slots__ = ("notify", "original")
+
+    def __init__(self, notify: str = "", original: bytes = b"") -> None:
+        self.notify = notify
+        self.original = original
 
 
 _NO_REQUEST = DsnRequest()
 
 
-@dataclass(slots=True)
 class Transaction:
     """One transaction to be made.
 
@@ -195,14 +205,30 @@ class Transaction:
     ``dsn``        one for each recipient, in order; none at all when nothing was asked for any
     """
 
-    sender: bytes
-    recipients: Sequence[bytes]
-    content: Callable[[], Iterable[bytes]]
-    size: int
-    eight_bit: bool
-    ret: str = ""
-    envid: str = ""
-    dsn: Sequence[DsnRequest] = ()
+    __slots__ = (
+        *("content", "dsn", "eight_bit", "envid"),
+        *("recipients", "ret", "sender", "size"),
+    )
+
+    def __init__(
+        self,
+        sender: bytes,
+        recipients: Sequence[bytes],
+        content: Callable[[], Iterable[bytes]],
+        size: int,
+        eight_bit: bool,
+        ret: str = "",
+        envid: str = "",
+        dsn: Sequence[DsnRequest] = (),
+    ) -> None:
+        self.sender = sender
+        self.recipients = recipients
+        self.content = content
+        self.size = size
+        self.eight_bit = eight_bit
+        self.ret = ret
+        self.envid = envid
+        self.dsn = dsn
 
 
 Results = list[Answer | SmtpError]
@@ -267,7 +293,7 @@ class Session:
         *,
         hello: bytes,
         tls: str = "none",
-        trust: "Trust | None" = None,
+        trust: Trust | None = None,
         server_name: str | None = None,
         credentials: auth.Credentials | None = None,
         auth: str = "auto",
@@ -347,14 +373,18 @@ class Session:
             if self._tls in ("starttls", "opportunistic"):
                 self._ask_for_tls()
             if self._credentials is not None:
-                self._authenticate(self._credentials)
+                try:
+                    self._authenticate(self._credentials)
+                except SmtpError as error:
+                    blame(error, client.AUTH)
+                    raise
             if self._trust is not None:
                 self._stream.keep_tls_session(self._trust, self._server_name)
         except SmtpError as error:
             if isinstance(error, HandshakeError):
                 error.plain_text_allowed = self._tls == "opportunistic" and not error.taken_up
-            # What has no phase yet failed between commands: while choosing how to encrypt or authenticate.
-            blame(error, client.AUTH if isinstance(error, auth.AuthError) else client.STARTTLS)
+            # What has no phase yet failed between commands: while choosing how to encrypt.
+            blame(error, client.STARTTLS)
             self.quit()
             raise
         except BaseException:
@@ -498,6 +528,8 @@ class Session:
             self._trace(f"-- {self._stream.tls}")
 
     def _authenticate(self, credentials: auth.Credentials) -> None:
+        from minisend.smtp import auth
+
         choices = auth.choose(
             self.extensions.auth,
             self._mechanism,
@@ -509,14 +541,10 @@ class Session:
         while True:
             name = choices[0].name
             exchange = choices[0].begin()
-            try:
-                answer = self._run(name, exchange)
-                if answer.reply.ok:
-                    exchange.accepted()
-                    return
-            except SmtpError as error:
-                blame(error, client.AUTH)
-                raise
+            answer = self._run(name, exchange)
+            if answer.reply.ok:
+                exchange.accepted()
+                return
             choices = auth.further(choices, exchange, answer.reply)
             if not choices:
                 raise Refused(_with_reason(answer, exchange.failure))
@@ -526,7 +554,7 @@ class Session:
         response = exchange.initial
         if (
             response is not None
-            and len(f"AUTH {name} \r\n") + len(auth.encode(response)) <= _COMMAND_LINE
+            and len(f"AUTH {name} \r\n") + 4 * ((len(response) + 2) // 3) <= _COMMAND_LINE
         ):
             self._connection.auth(name, response)
             response = None
@@ -541,9 +569,11 @@ class Session:
                     raise RemoteProtocolError(f"more challenges than {name} has")
             except SmtpError:
                 # What the server says to that, if it does, explains nothing.
-                with suppress(SmtpError):
+                try:
                     self._connection.auth_response(None)
                     self._answer()
+                except SmtpError:
+                    pass
                 raise
             self._connection.auth_response(response)
             response = None
@@ -706,11 +736,11 @@ class Session:
         if reset.reply.ok:
             return
         if flight.whole and reset.reply.code != 421:
-            with suppress(NetworkError):
+            try:
                 self._answer()
-                # It stays, and goes on with what is behind.
-                raise Refused(reset)
-            self._dismissed(reset)
+            except NetworkError:
+                self._dismissed(reset)
+            # Else it stays, and goes on with what is behind.
         raise Refused(reset)
 
     def _take_rcpt(self, flight: _Flight, index: int, answer: Answer) -> None:
@@ -1048,6 +1078,8 @@ def _content(flight: _Flight) -> Iterator[bytes]:
 
 def _in_phase(error: SmtpError, phase: str) -> SmtpError:
     """The same error with another phase."""
+    from copy import copy
+
     of_its_own = copy(error)
     vars(of_its_own)["phase"] = phase
     return of_its_own
