@@ -15,8 +15,9 @@ class Value:
     __slots__: "tuple[str, ...]" = ()
 
     def __eq__(self, other: object) -> bool:
-        return type(other) is type(self) and all(
-            getattr(self, name) == getattr(other, name) for name in self.__slots__
+        return self is other or (
+            type(other) is type(self)
+            and all(getattr(self, name) == getattr(other, name) for name in self.__slots__)
         )
 
     def __hash__(self) -> int:

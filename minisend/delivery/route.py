@@ -94,8 +94,10 @@ class NextHop(Value):
 
 def _dash(recipient: bytes, sender: bytes, config: Config) -> NextHop | None:
     """No account's name begins with a dash (Postfix has allow_min_user): it is an option that came after a recipient."""
-    local, domain = split(recipient)
-    if local.startswith(b"-") and same(b"x@" + domain, b"x@" + config.mail_domain.encode()):
+    if not recipient.startswith(b"-"):
+        return None
+    _, domain = split(recipient)
+    if same(b"x@" + domain, b"x@" + config.mail_domain.encode()):
         return NextHop(ERROR, "no account begins with a dash", status="5.1.1")
     return None
 
@@ -118,6 +120,17 @@ def _smarthost(name: str, config: Config) -> NextHop | None:
     smarthost = config.named_smarthost(name)
     if smarthost is None:
         return None
+    hop = _smarthosts.get((name, smarthost))
+    if hop is None:
+        hop = _smarthosts[name, smarthost] = _smarthost_hop(name, smarthost)
+    return hop
+
+
+# One object for each, since most messages go to the same: (name of the table, table) → next hop.
+_smarthosts: dict[tuple[str, Smarthost], NextHop] = {}
+
+
+def _smarthost_hop(name: str, smarthost: Smarthost) -> NextHop:
     # The brackets say, as in Postfix, that the host itself is meant and not its MX.
     place = f"srv:{smarthost.srv}" if smarthost.srv else ""
     place = place or ",".join(f"[{host}]:{smarthost.port}" for host in smarthost.hosts)
@@ -161,7 +174,11 @@ def route(recipient: bytes, config: Config, sender: bytes = b"") -> NextHop:
     An address without domain is not looked up on anybody's behalf: its MX next hop has the domain
     "", which ``delivery.mx`` answers with 5.1.2.
     """
-    return next(hop for rule in _RULES if (hop := rule(recipient, sender, config)) is not None)
+    for rule in _RULES:
+        hop = rule(recipient, sender, config)
+        if hop is not None:
+            return hop
+    raise RuntimeError("the last rule has an answer for everybody")
 
 
 def common(config: Config) -> NextHop | None:

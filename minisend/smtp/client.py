@@ -423,6 +423,11 @@ class Connection:
         """The last command."""
         self._command(QUIT, b"QUIT")
 
+    @property
+    def has_data_to_send(self) -> bool:
+        """Something was written since the last call of ``data_to_send``."""
+        return bool(self._out)
+
     def data_to_send(self) -> bytes:
         """All that was written since the last call."""
         octets = b"".join(self._out)
@@ -458,7 +463,7 @@ class Connection:
         if not self._outstanding:
             raise self._fail(f"reply without a command: {reply}")
         command, argument = self._outstanding.popleft()
-        if command in (END_OF_DATA, _LAST) and self._accepted:
+        if self._accepted and command in (END_OF_DATA, _LAST):
             argument = self._accepted.popleft()
             if self._accepted:
                 self._outstanding.appendleft((command, b""))
@@ -470,10 +475,11 @@ class Connection:
             for line in reply.lines:
                 self._trace(f"S: {reply.code} {printable(line)}")
         self._move(command, reply)
-        if command == RCPT and reply.ok and self._lmtp:
-            self._accepted.append(argument)
-        elif command in (MAIL, RSET):
-            self._accepted.clear()
+        if self._lmtp:
+            if command == RCPT and reply.ok:
+                self._accepted.append(argument)
+            elif command in (MAIL, RSET):
+                self._accepted.clear()
         return Answer(END_OF_DATA if command == _LAST else command, argument, reply)
 
     # Inside
@@ -481,11 +487,12 @@ class Connection:
     def _path(self, command: str, path: bytes, parameters: "Iterable[bytes]") -> None:
         words = list(parameters)
         check_path(command, path)
-        if any(word.translate(None, _SPACE) != word for word in words):
-            raise LocalProtocolError(f"{command}: space within a parameter: {words!r}")
-        self._command(
-            command, b" ".join([command.encode("ascii") + b":<" + path + b">", *words]), path
-        )
+        line = b"%b:<%b>" % (command.encode("ascii"), path)
+        for word in words:
+            if word.translate(None, _SPACE) != word:
+                raise LocalProtocolError(f"{command}: space within a parameter: {words!r}")
+            line += b" " + word
+        self._command(command, line, path)
 
     def _command(
         self, command: str, line: bytes, argument: bytes = b"", *, shown: bytes | None = None
@@ -498,7 +505,7 @@ class Connection:
             raise LocalProtocolError(f"{command} in state {self._sent}")
         if self._outstanding and (transition.alone or not self.extensions.pipelining):
             raise LocalProtocolError(f"{command} before the reply to {self._outstanding[0][0]}")
-        if not _is_one_line(line):
+        if b"\n" in line or b"\r" in line or b"\0" in line:
             raise LocalProtocolError(
                 f"{command}: line end or NUL in {line if shown is None else shown!r}"
             )
@@ -528,14 +535,14 @@ class Connection:
         after = replies[digit]
         if after is not None:
             self._answered = after
-        if command == DATA and digit == 3 and self._lmtp and not self._accepted:
-            # RFC 2033 section 4.2: it must refuse.  A reply to the message would never come.
-            raise self._fail(f"message asked for without a recipient: {reply}")
         if command == DATA and digit == 3:
+            if self._lmtp and not self._accepted:
+                # RFC 2033 section 4.2: it must refuse.  A reply to the message would never come.
+                raise self._fail(f"message asked for without a recipient: {reply}")
             # From here on the server owes one reply whatever is sent, and may give it early.
             self._message_sent = False
             self._outstanding.append((END_OF_DATA, b""))
-        elif command in (EHLO, HELO, LHLO) and digit == 2:
+        elif digit == 2 and command in (EHLO, HELO, LHLO):
             self.extensions = Extensions() if command == HELO else Extensions.parse(reply)
         if not self._outstanding:
             self._sent = self._answered

@@ -25,6 +25,8 @@ MAX_OCTETS = 1024 * 1024
 #: What a line costs beside its text, its place in a tuple included: many short ones must not cost more than one long.
 LINE_OCTETS = 48
 
+_FIRST_DIGITS = (b"2", b"3", b"4", b"5")
+
 
 def _enhanced(line: bytes) -> str:
     """The enhanced status code that the line begins with, "" when it begins with none."""
@@ -138,6 +140,15 @@ class ReplyParser:
             line = bytes(self._buffer[:end])
             del self._buffer[: end + 1]
             self._searched = 0
+            if (
+                line[3:4] == b" "
+                and line[:1] in _FIRST_DIGITS
+                and line[:3].isdigit()
+                and not self._code
+                and end <= KEPT_OCTETS
+            ):
+                # As nearly every reply: the one line of it.
+                return Reply(int(line[:3]), (line[4:].removesuffix(b"\r"),))
             self._octets += end + 1
             if self._take(line.removesuffix(b"\r")):
                 reply = Reply(self._code, tuple(self._lines))
@@ -150,7 +161,7 @@ class ReplyParser:
         if not (
             len(code) == 3
             and code.isdigit()
-            and b"2" <= code[:1] <= b"5"
+            and code[:1] in _FIRST_DIGITS
             and separator in (b"", b" ", b"-")
         ):
             raise self._fail(f"not an SMTP reply: {printable(line[:200])!r}")

@@ -50,7 +50,6 @@ Source: RFC 5321, RFC 2033 (LMTP), RFC 2920, RFC 3207, RFC 4954, RFC 1870, RFC 6
 
 from __future__ import annotations
 
-from itertools import repeat
 from time import monotonic
 
 from minisend.address import AddressError, to_ascii
@@ -190,9 +189,6 @@ class DsnRequest(Value):
         self.original = original
 
 
-_NO_REQUEST = DsnRequest()
-
-
 class Transaction:
     """One transaction to be made.
 
@@ -265,7 +261,10 @@ class _Flight:
 
     def settle(self, result: Answer | SmtpError) -> None:
         """For all who have no result yet."""
-        self.results = [result if each is None else each for each in self.results]
+        results = self.results
+        for index, each in enumerate(results):
+            if each is None:
+                results[index] = result
 
     @property
     def settled(self) -> bool:
@@ -700,8 +699,9 @@ class Session:
                 )
             if not transaction.recipients:
                 raise LocalProtocolError("no recipients")
-            flight.mail = self._mail(transaction)
-            flight.rcpts = list(self._rcpts(flight))
+            utf8 = self._utf8(transaction)
+            flight.mail = self._mail(transaction, utf8=utf8)
+            self._prepare_rcpts(flight, utf8=utf8)
         except SmtpError as error:
             flight.settle(blame(error, client.MAIL))
         return flight
@@ -897,9 +897,8 @@ class Session:
             error, client.DATA if phase in (client.END_OF_DATA, client.BDAT) else phase
         )
 
-    def _mail(self, transaction: Transaction) -> tuple[bytes, list[bytes]]:
+    def _mail(self, transaction: Transaction, *, utf8: bool) -> tuple[bytes, list[bytes]]:
         """Path and parameters.  Raises ``SizeExceeded``, ``Utf8NotOffered``, ``LocalProtocolError``."""
-        utf8 = self._utf8(transaction)
         path = _path(client.MAIL, transaction.sender, utf8=utf8)
         offered = self.extensions
         size, ret, envid = transaction.size, transaction.ret, transaction.envid
@@ -927,24 +926,21 @@ class Session:
         return path, parameters
 
     def _utf8(self, transaction: Transaction) -> bool:
-        return self.extensions.smtputf8 and not all(
-            map(bytes.isascii, (transaction.sender, *transaction.recipients))
+        return self.extensions.smtputf8 and not (
+            transaction.sender.isascii() and all(map(bytes.isascii, transaction.recipients))
         )
 
-    def _rcpts(self, flight: _Flight) -> Iterator[tuple[int, bytes, list[bytes]]]:
-        """Index, path and parameters of each who can be asked for; the others have the reason in ``results``."""
-        transaction = flight.transaction
-        utf8 = self._utf8(transaction)
-        for index, (recipient, request) in enumerate(
-            zip(transaction.recipients, transaction.dsn or repeat(_NO_REQUEST), strict=False)
-        ):
+    def _prepare_rcpts(self, flight: _Flight, *, utf8: bool) -> None:
+        """Who can be asked for; the others have the reason in ``results``."""
+        requests = flight.transaction.dsn if self.extensions.dsn else ()
+        for index, recipient in enumerate(flight.transaction.recipients):
             try:
                 path = _path(client.RCPT, recipient, utf8=utf8)
-                parameters = _rcpt_parameters(request, utf8=utf8) if self.extensions.dsn else []
+                parameters = _rcpt_parameters(requests[index], utf8=utf8) if requests else []
             except SmtpError as error:
                 flight.results[index] = blame(error, client.RCPT)
                 continue
-            yield index, path, parameters
+            flight.rcpts.append((index, path, parameters))
 
     def _discard(self, accepted: int) -> None:
         """354 although there is nobody to send to: an empty message, its reply ignored (RFC 2920 section 3.1)."""
@@ -969,7 +965,17 @@ class Session:
 
     def _answer(self) -> Answer:
         """Send what is to be sent, then wait for the next answer."""
-        self._flush()
+        if self._connection.has_data_to_send:
+            self._flush()
+        if not self._answers:
+            self._wait_for_answers()
+        answer = self._answers.popleft()
+        self._heard = True
+        if answer.reply.code == 421:
+            self._dismissed(answer)
+        return answer
+
+    def _wait_for_answers(self) -> None:
         deadline = 0.0
         while not self._answers:
             if self._fault is not None:
@@ -981,11 +987,6 @@ class Session:
                 self._received(self._stream.read(READ_SIZE, deadline - monotonic()))
             except SmtpError as error:
                 self._lose(error, self._connection.awaited)
-        answer = self._answers.popleft()
-        self._heard = True
-        if answer.reply.code == 421:
-            self._dismissed(answer)
-        return answer
 
     def _patience(self) -> float:
         """Seconds for the next reply."""
@@ -1096,6 +1097,8 @@ def _with_reason(answer: Answer, reason: bytes) -> Answer:
 def _path(command: str, address: bytes, *, utf8: bool) -> bytes:
     """``address`` as it is sent.  Raises ``LocalProtocolError``, ``Utf8NotOffered``; ``utf8``: MAIL has SMTPUTF8."""
     client.check_path(command, address)
+    if address.isascii():
+        return address
     if utf8:
         try:
             address.decode()

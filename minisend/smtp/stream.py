@@ -90,6 +90,8 @@ class Stream:
     ) -> None:
         connected.setblocking(False)
         self._socket = connected
+        self._incoming = select.poll()
+        self._incoming.register(connected, select.POLLIN)
         self._name = name
         self._while_waiting = while_waiting
         self._called = monotonic()
@@ -130,6 +132,9 @@ class Stream:
         if timeout < 0:
             raise NetworkError("timed out")
         deadline = monotonic() + timeout
+        if timeout > 0 and not self._encrypted:
+            # Nearly always there is nothing yet, and an exception costs more than to ask.
+            self._wait(select.POLLIN, deadline)
         while True:
             octets, blocked_on = self._receive(limit)
             if octets is not None:
@@ -157,11 +162,12 @@ class Stream:
         with memoryview(octets) as view:
             done = 0
             while done < len(view):
-                arrived, _ = self._receive(READ_SIZE)
-                if arrived is not None:
-                    if not received(arrived):
-                        return
-                    continue
+                if self._encrypted or self._incoming.poll(0):
+                    arrived, _ = self._receive(READ_SIZE)
+                    if arrived is not None:
+                        if not received(arrived):
+                            return
+                        continue
                 count, blocked_on = self._send(view[done : done + _WRITE_SIZE])
                 done += count
                 if blocked_on:
@@ -290,8 +296,10 @@ class Stream:
         ) from error
 
     def _wait(self, events: int, deadline: float) -> None:
-        poll = select.poll()
-        poll.register(self._socket, events)
+        poll = self._incoming
+        if events != select.POLLIN:
+            poll = select.poll()
+            poll.register(self._socket, events)
         while True:
             now = monotonic()
             # Also between waits that are each short: a server may drip, or take a large message slowly.
