@@ -30,7 +30,7 @@ from minisend.delivery.route import DISCARD, ERROR, NextHop, route
 from minisend.envelope import DELIVERED, FAILED, Outcome
 from minisend.errors import MinisendError, SpoolError
 from minisend.log import Log, line
-from minisend.smtp.session import DsnRequest
+from minisend.smtp.transaction import DsnRequest
 from minisend.spool.record import BrokenRecord
 from minisend.spool.store import Entry, NoRoom, Place, Queue
 from minisend.value import Value

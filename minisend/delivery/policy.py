@@ -63,8 +63,8 @@ from minisend.smtp.client import (
     STARTTLS,
     Answer,
 )
+from minisend.smtp.dialogue import Refused
 from minisend.smtp.reply import Reply
-from minisend.smtp.session import Refused
 from minisend.value import Value
 
 TYPE_CHECKING = False

@@ -23,8 +23,11 @@ from minisend.delivery import mx, policy
 from minisend.delivery.route import LMTP
 from minisend.errors import ConfigError, MinisendError, NetworkError, SmtpError
 from minisend.smtp.client import AUTH
-from minisend.smtp.session import Deadlines, DsnRequest, Refused, Session, Transaction
+from minisend.smtp.deadlines import Deadlines
+from minisend.smtp.dialogue import Refused
+from minisend.smtp.session import Session
 from minisend.smtp.stream import HandshakeError, connect, connect_unix
+from minisend.smtp.transaction import DsnRequest, Transaction
 from minisend.value import Value
 
 TYPE_CHECKING = False

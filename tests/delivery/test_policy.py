@@ -33,9 +33,10 @@ from minisend.errors import (
 )
 from minisend.smtp.auth import AuthError
 from minisend.smtp.client import TRANSITIONS, Answer
+from minisend.smtp.dialogue import Refused
 from minisend.smtp.reply import Reply
-from minisend.smtp.session import Refused, SizeExceeded
 from minisend.smtp.stream import HandshakeError
+from minisend.smtp.transaction import SizeExceeded
 
 MTA = "mx.example.net[192.0.2.1]:25"
 

@@ -27,7 +27,7 @@ from minisend.delivery.remote import Content, Remote
 from minisend.delivery.route import ERROR, MX, SMARTHOST, NextHop
 from minisend.envelope import DELAYED, FAILED, RELAYED, Outcome
 from minisend.smtp import stream
-from minisend.smtp.session import DsnRequest
+from minisend.smtp.transaction import DsnRequest
 
 NOW = 1_700_000_000.0
 HOP = NextHop(SMARTHOST, "[127.0.0.1]:25")

@@ -58,7 +58,7 @@ root, deadline, seconds = sys.argv[1:4]
 del sys.argv[1:4]
 sys.path.insert(0, root)
 from minisend.__main__ import main
-from minisend.smtp.session import Deadlines
+from minisend.smtp.deadlines import Deadlines
 assert hasattr(Deadlines, deadline)
 setattr(Deadlines, deadline, float(seconds))
 sys.exit(main())
