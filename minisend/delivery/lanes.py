@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from collections import deque
     from collections.abc import Callable
 
-    from minisend.delivery.attempt import Job, Run
+    from minisend.delivery.attempt import Run
     from minisend.delivery.destination import Down
     from minisend.delivery.policy import Verdict
     from minisend.delivery.rate import Rate
@@ -438,8 +438,10 @@ class Lanes:
 
     def delivered(self, destination: _Destination) -> None:
         """A message went through: room for a part of a further lane."""
+        if destination.limit >= destination.most:
+            return
         with self._lock:
-            if destination.limit < destination.most and not self._is_busy():
+            if not self._is_busy():
                 grown = destination.limit + destination.growth
                 destination.limit = min(grown, float(destination.most))
                 self._staff(destination)
@@ -615,45 +617,33 @@ class _Lane:
 class _Carried:
     """A message that a lane has in hand, as ``delivery.remote`` sees it."""
 
-    __slots__ = ("_attempt", "_job", "_lane", "_work")
+    __slots__ = (
+        *("_attempt", "_lane", "_work"),
+        *("content", "fail", "recipients", "sender", "settle"),
+    )
+    content: Content
+    recipients: dict[int, bytes]
+    sender: bytes
+    settle: Callable[[list[Verdict]], bool]
+    fail: Callable[[Exception], None]
 
     def __init__(self, lane: _Lane, work: _Work, attempt: Attempt) -> None:
         self._lane = lane
         self._work = work
         self._attempt = attempt
-        self._job: Job | None = None
         lane._in_hand[self] = None
 
     def begin(self) -> bool:
         """Make it ready to be sent; False when there is nothing to send."""
-        self._job = self._attempt.job(self._lane._destination.hop)
-        return self._job is not None
-
-    @property
-    def _begun(self) -> Job:
-        if self._job is None:
-            raise RuntimeError("the message was not made ready")
-        return self._job
-
-    @property
-    def sender(self) -> bytes:
-        return self._begun.sender
-
-    @property
-    def recipients(self) -> dict[int, bytes]:
-        return self._begun.recipients
-
-    @property
-    def content(self) -> Content:
-        return self._begun.content
-
-    def settle(self, verdicts: list[Verdict]) -> bool:
-        """See ``remote.Job``."""
-        return self._begun.settle(verdicts)
-
-    def fail(self, error: Exception) -> None:
-        """See ``remote.Job``."""
-        self._begun.fail(error)
+        job = self._attempt.job(self._lane._destination.hop)
+        if job is None:
+            return False
+        self.content = job.content
+        self.recipients = job.recipients
+        self.sender = job.sender
+        self.settle = job.settle
+        self.fail = job.fail
+        return True
 
     def give_back(self) -> None:
         """See ``remote.Job``."""

@@ -165,7 +165,9 @@ def judge_transaction(
     ``recipients``  their indexes into ``Envelope.recipients``; ``remote_mta``, ``at`` as in ``Outcome``
     ``reports``     the server offers DSN
     """
-    others_accepted = any(_phase(result) in (DATA, BDAT, END_OF_DATA) for result in results)
+    others_accepted = len(results) > 1 and any(
+        _phase(result) in (DATA, BDAT, END_OF_DATA) for result in results
+    )
     return [
         judge(
             recipient,
@@ -309,6 +311,8 @@ def _judge_answer(
 
 def _cut(reply: Reply) -> Reply:
     """The reply with the first _SAID_LIMIT octets of its text, before anything is made of it that costs more the longer it is."""
+    if len(reply.lines) == 1 and len(reply.lines[0]) < _SAID_LIMIT:
+        return reply
     if sum(map(len, reply.lines)) + len(reply.lines) <= _SAID_LIMIT:
         return reply
     room = _SAID_LIMIT

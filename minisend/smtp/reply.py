@@ -32,10 +32,15 @@ def _enhanced(line: bytes) -> str:
     """The enhanced status code that the line begins with, "" when it begins with none."""
     word = line.split(None, 1)[:1]
     parts = word[0].split(b".") if word else ()
+    if len(parts) != 3:
+        return ""
+    status_class, subject, detail = parts
     if (
-        len(parts) == 3
-        and parts[0] in (b"2", b"4", b"5")
-        and all(len(part) <= 3 and part.isdigit() for part in parts)
+        status_class in (b"2", b"4", b"5")
+        and subject.isdigit()
+        and len(subject) <= 3
+        and detail.isdigit()
+        and len(detail) <= 3
     ):
         return word[0].decode("ascii")
     return ""

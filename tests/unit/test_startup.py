@@ -219,15 +219,7 @@ FLUSH = {
     "select",
     "struct",
 }
-FLUSH_LAUNCHER = """\
-import posix, sys
-before = set(sys.modules)
-sys.path.insert(0, {root!r})
-sys.argv = ["minisend", "-C", {config!r}, "flush", "--quiet"]
-from minisend.__main__ import main
-code = main()
-posix.write(1, " ".join([str(code), *sorted(set(sys.modules) - before)]).encode())
-"""
+FLUSH_ARGUMENTS = 'sys.argv = ["minisend", "-C", {config!r}, "flush", "--quiet"]\n'
 
 
 def test_a_flush(interpreter, tmp_path):
@@ -239,7 +231,8 @@ def test_a_flush(interpreter, tmp_path):
             f'[smarthost]\nhost = "127.0.0.1"\nport = {server.port}\ntls = "none"\n'
         )
         put(str(spool), 1, b"b@example.net")
-        code = FLUSH_LAUNCHER.format(root=str(ROOT), config=str(config))
+        code = LAUNCHER.replace("from minisend", FLUSH_ARGUMENTS + "from minisend", 1)
+        code = code.format(root=str(ROOT), config=str(config))
         done = subprocess.run(
             [interpreter, "-IS", "-c", code], capture_output=True, env={}, check=False
         )
