@@ -298,7 +298,8 @@ class Connection:
         # The greeting is a reply that the server owes without a command.
         self._outstanding: deque[tuple[str, bytes]] = deque([(GREETING, b"")])
         self._parser = ReplyParser()
-        self._out: list[bytes] = []
+        #: What was written and not yet handed out by ``data_to_send``.
+        self.unsent: list[bytes] = []
         self._error: RemoteProtocolError | None = None
         self._message_sent = False
         self._lmtp = lmtp
@@ -413,7 +414,7 @@ class Connection:
         The answer to the last one is that to ``END_OF_DATA``, those before are to ``BDAT``.
         """
         self._command(_LAST if last else BDAT, b"BDAT %d%b" % (len(octets), b" LAST" * last))
-        self._out.append(octets)
+        self.unsent.append(octets)
 
     def rset(self) -> None:
         """Give the transaction up."""
@@ -423,15 +424,10 @@ class Connection:
         """The last command."""
         self._command(QUIT, b"QUIT")
 
-    @property
-    def has_data_to_send(self) -> bool:
-        """Something was written since the last call of ``data_to_send``."""
-        return bool(self._out)
-
     def data_to_send(self) -> bytes:
         """All that was written since the last call."""
-        octets = b"".join(self._out)
-        self._out.clear()
+        octets = b"".join(self.unsent)
+        self.unsent.clear()
         return octets
 
     # Replies
@@ -503,7 +499,7 @@ class Connection:
         transition = TRANSITIONS[command]
         if self._sent not in transition.allowed:
             raise LocalProtocolError(f"{command} in state {self._sent}")
-        if self._outstanding and (transition.alone or not self.extensions.pipelining):
+        if self._outstanding and (transition.alone or "PIPELINING" not in self.extensions):
             raise LocalProtocolError(f"{command} before the reply to {self._outstanding[0][0]}")
         if b"\n" in line or b"\r" in line or b"\0" in line:
             raise LocalProtocolError(
@@ -512,7 +508,7 @@ class Connection:
         if transition.sent is not None:
             self._sent = transition.sent
         self._outstanding.append((command, argument))
-        self._out.append(line + b"\r\n")
+        self.unsent.append(line + b"\r\n")
         if self._trace is not None:
             self._trace("C: " + printable(line if shown is None else shown))
 

@@ -89,7 +89,10 @@ class Dialogue:
     @property
     def in_doubt(self) -> bool:
         """A message is sent to its end, and not answered: the server may have it."""
-        return any(flight.whole for flight in self._flying)
+        for flight in self._flying:  # noqa: SIM110 - asked twice a message, and ``any`` would make a generator each time
+            if flight.whole:
+                return True
+        return False
 
     @property
     def stumbled(self) -> bool:
@@ -131,7 +134,7 @@ class Dialogue:
 
     def _answer(self) -> Answer:
         """Send what is to be sent, then wait for the next answer."""
-        if self._connection.has_data_to_send:
+        if self._connection.unsent:
             self._flush()
         if not self._answers:
             self._wait_for_answers()

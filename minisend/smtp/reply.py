@@ -25,7 +25,8 @@ MAX_OCTETS = 1024 * 1024
 #: What a line costs beside its text, its place in a tuple included: many short ones must not cost more than one long.
 LINE_OCTETS = 48
 
-_FIRST_DIGITS = (b"2", b"3", b"4", b"5")
+# What a reply can begin with.
+_CODES = {b"%d" % code: code for code in range(200, 600)}
 
 
 def _enhanced(line: bytes) -> str:
@@ -136,6 +137,14 @@ class ReplyParser:
             raise self._error
         while True:
             end = self._buffer.find(b"\n", self._searched)
+            if 0 <= end <= KEPT_OCTETS and not self._code:
+                # As nearly every reply: one line, all of it here.
+                line = bytes(self._buffer[:end])
+                code = _CODES.get(line[:3])
+                if code is not None and line[3:4] == b" ":
+                    del self._buffer[: end + 1]
+                    self._searched = 0
+                    return Reply(code, (line[4:-1] if line[-1:] == b"\r" else line[4:],))
             # Counted before anything is judged, so that the verdict on a long line is the same whole or in pieces.
             if self._octets + (len(self._buffer) if end < 0 else end + 1) > MAX_OCTETS:
                 raise self._fail(f"reply longer than {MAX_OCTETS} octets")
@@ -145,15 +154,6 @@ class ReplyParser:
             line = bytes(self._buffer[:end])
             del self._buffer[: end + 1]
             self._searched = 0
-            if (
-                line[3:4] == b" "
-                and line[:1] in _FIRST_DIGITS
-                and line[:3].isdigit()
-                and not self._code
-                and end <= KEPT_OCTETS
-            ):
-                # As nearly every reply: the one line of it.
-                return Reply(int(line[:3]), (line[4:].removesuffix(b"\r"),))
             self._octets += end + 1
             if self._take(line.removesuffix(b"\r")):
                 reply = Reply(self._code, tuple(self._lines))
@@ -162,17 +162,12 @@ class ReplyParser:
 
     def _take(self, line: bytes) -> bool:
         """Add one line, without its end; True when it was the last of its reply."""
-        code, separator, text = line[:3], line[3:4], line[4:]
-        if not (
-            len(code) == 3
-            and code.isdigit()
-            and code[:1] in _FIRST_DIGITS
-            and separator in (b"", b" ", b"-")
-        ):
+        code, separator, text = _CODES.get(line[:3]), line[3:4], line[4:]
+        if code is None or separator not in (b"", b" ", b"-"):
             raise self._fail(f"not an SMTP reply: {printable(line[:200])!r}")
-        if self._code and int(code) != self._code:
-            raise self._fail(f"reply code changes from {self._code} to {int(code)} within a reply")
-        self._code = int(code)
+        if self._code and code != self._code:
+            raise self._fail(f"reply code changes from {self._code} to {code} within a reply")
+        self._code = code
         if self._kept < KEPT_OCTETS:
             self._lines.append(text[: KEPT_OCTETS - self._kept])
             self._kept += len(text) + LINE_OCTETS

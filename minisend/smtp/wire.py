@@ -25,8 +25,7 @@ def crlf(chunks: "Iterable[bytes]") -> "Iterator[bytes]":
 
 def wire(chunks: "Iterable[bytes]") -> "Iterator[bytes]":
     """The message as it follows DATA's 354: CRLF line ends, dots doubled, ``END_OF_DATA`` last and on its own."""
-    yield from _lines(chunks, stuffed=True)
-    yield END_OF_DATA
+    return _lines(chunks, stuffed=True)
 
 
 def _lines(chunks: "Iterable[bytes]", *, stuffed: bool) -> "Iterator[bytes]":
@@ -54,3 +53,5 @@ def _lines(chunks: "Iterable[bytes]", *, stuffed: bool) -> "Iterator[bytes]":
         yield octets.replace(b"\n", b"\r\n")
     if not line_start:
         yield b"\r\n"
+    if stuffed:
+        yield END_OF_DATA
