@@ -391,6 +391,7 @@ class Remote:
         flying: deque[tuple[_Errand, list[int]]] = deque()
         first.todo = list(first.waiting)
         limit = min(session.extensions.rcpt_max or _RECIPIENTS, MOST_RECIPIENTS)
+        remote_mta, reports = target.remote_mta, session.extensions.dsn
 
         def upcoming() -> Transaction | None:
             while True:
@@ -428,14 +429,10 @@ class Remote:
                 errand.fail(results)
             elif not errand.over:
                 verdicts = policy.judge_transaction(
-                    batch,
-                    results,
-                    remote_mta=target.remote_mta,
-                    at=time.time(),
-                    reports=session.extensions.dsn,
+                    batch, results, remote_mta=remote_mta, at=time.time(), reports=reports
                 )
                 # Only while each transaction settles somebody: a server may take some recipients and then no message.
-                if errand.take(verdicts):
+                if errand.take(verdicts) and errand.waiting:
                     again = [v.outcome.recipient for v in verdicts if v.then == policy.AGAIN]
                     if again and not errand.over:
                         errand.todo = again + errand.todo
@@ -445,7 +442,7 @@ class Remote:
         ended = NetworkError("the session ended before it was this recipient's turn")
         for errand in dict.fromkeys(ready):
             if errand.todo:
-                self._judge(errand, errand.todo, ended, target.remote_mta)
+                self._judge(errand, errand.todo, ended, remote_mta)
                 errand.todo = []
                 self._land(errand, first, target, left)
         # Of two hosts that both put a recipient off, the one that is to be asked first stays.
