@@ -14,11 +14,10 @@ message's file, they do under the attempt's lock.  While nobody works at it the 
 waits for its turn at a slow server holds no descriptor.
 """
 
-import threading
+from __future__ import annotations
+
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import NoReturn
+from _thread import RLock, allocate_lock
 
 from minisend.address import qualify
 from minisend.config import Config
@@ -31,16 +30,21 @@ from minisend.delivery.route import DISCARD, ERROR, NextHop, route
 from minisend.envelope import DELIVERED, FAILED, Outcome
 from minisend.errors import MinisendError, SpoolError
 from minisend.log import Log, line
-from minisend.smtp.session import DsnRequest
+from minisend.smtp.transaction import DsnRequest
 from minisend.spool.record import BrokenRecord
 from minisend.spool.store import Entry, NoRoom, Place, Queue
+from minisend.value import Value
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import NoReturn
 
 # RFC 5321 section 6.3: a message that has been through more servers than this goes in circles.
 _MOST_HOPS = 100
 
 
-@dataclass(slots=True)
-class Summary:
+class Summary(Value):
     """What a run came to, in messages.
 
     ``failed``   of those that are done with, the ones that not every recipient got
@@ -49,13 +53,25 @@ class Summary:
     ``stopped``  the run was asked to end before it was through
     """
 
-    tried: int = 0
-    delivered: int = 0
-    deferred: int = 0
-    failed: int = 0
-    skipped: int = 0
-    broken: int = 0
-    stopped: bool = False
+    __slots__ = ("broken", "deferred", "delivered", "failed", "skipped", "stopped", "tried")
+
+    def __init__(
+        self,
+        tried: int = 0,
+        delivered: int = 0,
+        deferred: int = 0,
+        failed: int = 0,
+        skipped: int = 0,
+        broken: int = 0,
+        stopped: bool = False,
+    ) -> None:
+        self.tried = tried
+        self.delivered = delivered
+        self.deferred = deferred
+        self.failed = failed
+        self.skipped = skipped
+        self.broken = broken
+        self.stopped = stopped
 
     @property
     def exit_code(self) -> int:
@@ -65,7 +81,6 @@ class Summary:
         return 69 if self.failed or self.broken else 0
 
 
-@dataclass(slots=True)
 class Run:
     """What the attempts of one run share.
 
@@ -81,23 +96,33 @@ class Run:
     ``lock``      for ``summary`` and the sets, which all threads change
     """
 
-    config: Config
-    log: Log
-    queue: Queue
-    destinations: Destinations
-    resolver: mx.Resolver
-    flood: flood.Flood
-    summary: Summary
-    came_up: Callable[[Place], object] = lambda place: None
-    deferred: Callable[[Place], None] = lambda place: None
-    let_in: Callable[[bool], None] = lambda far: None
-    far: bool = False
-    one_by_one: set[mx.Target] = field(default_factory=set)
-    trace: Callable[[str], None] | None = None
-    processes: int = 1
-    seen: set[str] = field(default_factory=set)
-    put_off: set[str] = field(default_factory=set)
-    lock: threading.Lock = field(default_factory=threading.Lock)
+    def __init__(
+        self,
+        config: Config,
+        log: Log,
+        queue: Queue,
+        destinations: Destinations,
+        resolver: mx.Resolver,
+        flood: flood.Flood,
+        summary: Summary,
+    ) -> None:
+        self.config = config
+        self.log = log
+        self.queue = queue
+        self.destinations = destinations
+        self.resolver = resolver
+        self.flood = flood
+        self.summary = summary
+        self.came_up: Callable[[Place], object] = lambda place: None
+        self.deferred: Callable[[Place], None] = lambda place: None
+        self.let_in: Callable[[bool], None] = lambda far: None
+        self.far = False
+        self.one_by_one: set[mx.Target] = set()
+        self.trace: Callable[[str], None] | None = None
+        self.processes = 1
+        self.seen: set[str] = set()
+        self.put_off: set[str] = set()
+        self.lock = allocate_lock()
 
     def count(self, what: str) -> None:
         """One more of ``what``, a field of ``Summary``."""
@@ -125,7 +150,7 @@ class Attempt:
         self.place = place
         self._run = run
         self._came_up = came_up
-        self._lock = threading.RLock()
+        self._lock = RLock()
         self._entry: Entry | None = None
         self._at_work = 0
         # next hop → index → qualified address, of those that are not done with
@@ -175,7 +200,7 @@ class Attempt:
             self._todo[hop] = {i: a for i, a in self._todo[hop].items() if i in waiting}
             return bool(self._todo[hop])
 
-    def job(self, hop: NextHop) -> "Job | None":
+    def job(self, hop: NextHop) -> Job | None:
         """The message for those of this next hop, with room for what will be recorded; None when that cannot be had."""
         jobs: list[Job] = []
         with self._lock:
@@ -320,7 +345,7 @@ class Attempt:
 
     # -- one next hop
 
-    def _job(self, hop: NextHop) -> "Job":
+    def _job(self, hop: NextHop) -> Job:
         entry = self._claimed()
         waiting = self._todo[hop]
         sender = self._qualified(entry, entry.envelope.sender)

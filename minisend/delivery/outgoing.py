@@ -3,8 +3,6 @@
 The one place where ``message.complete`` meets the store, for an attempt and for the report that returns the message.
 """
 
-from collections.abc import Iterator
-
 from minisend.config import Config
 from minisend.envelope import Facts
 from minisend.message.complete import complete, facts_for
@@ -12,6 +10,10 @@ from minisend.message.header import HEADER_LIMIT, find
 from minisend.message.header import split as split_header
 from minisend.spool.record import EIGHT_BIT, LONG_LINE
 from minisend.spool.store import Entry
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 
 class Outgoing:
@@ -60,11 +62,11 @@ class Outgoing:
         self.eight_bit = EIGHT_BIT in entry.trailer.flags or not self.header.isascii()
         self.long_line = None if entry.trailer.lines < 0 else LONG_LINE in entry.trailer.flags
 
-    def body(self) -> Iterator[bytes]:
+    def body(self) -> "Iterator[bytes]":
         """The body in pieces, any line ends.  Raises BrokenRecord before its last piece when it is not as it was written."""
         return self._entry.verified_octets(self._first, self._offset)
 
-    def octets(self) -> Iterator[bytes]:
+    def octets(self) -> "Iterator[bytes]":
         """Header and body; raises as ``body``."""
         yield self.header
         yield from self.body()

@@ -42,7 +42,7 @@ from minisend.spool.admission import admit
 from minisend.spool.drop import ENVELOPE_LIMIT
 from minisend.spool.enqueue import ID_OCTETS, Floor, acknowledge, enqueue, take_abandoned
 from minisend.spool.limits import Usage
-from minisend.spool.place import open_leaf, state
+from minisend.spool.place import is_own_drop, open_leaf, state
 from minisend.spool.record import (
     BrokenRecord,
     UnknownVersion,
@@ -175,7 +175,7 @@ class Ingest:
         """
         result = Result()
         try:
-            if not is_ours(self._drop):
+            if not is_own_drop(self._drop):
                 return result
             with Queue(self._spool, create=True) as queue:
                 lock = self._lock()
@@ -205,14 +205,6 @@ class Ingest:
                 if each >= 0:
                     disk.close(each)
         return None
-
-
-def is_ours(drop: str) -> bool:
-    """Whether the messages there are for the effective user to bring in."""
-    try:
-        return posix.stat(f"{drop}/new", follow_symlinks=False).st_uid == posix.geteuid()
-    except OSError:
-        return False
 
 
 def count(queue: Queue, usage: Usage) -> None:
