@@ -97,6 +97,7 @@ class Entry:
     __slots__ = (
         "_extended",
         "_fd",
+        "_first",
         "_kept",
         "_message_at",
         "_queue",
@@ -121,7 +122,8 @@ class Entry:
         queue: "Queue",
         place: Place,
         fd: int,
-        head: bytes,
+        first: bytes,
+        message_at: int,
         tail: Tail,
         size: int,
         envelope: Envelope,
@@ -129,7 +131,9 @@ class Entry:
         self._queue = queue
         self._fd = fd
         self._kept = False
-        self._message_at = len(head)
+        # the file, where one read had all of it, else nothing
+        self._first = first
+        self._message_at = message_at
         # recipients for whose outcomes there is room behind the last line
         self._reserved = 0
         # there was, and is no more
@@ -143,7 +147,7 @@ class Entry:
         self.size = size
         self.trailer = tail.trailer
         self.facts = tail.facts
-        self.tail_at = len(head) + size + tail.length
+        self.tail_at = message_at + size + tail.length
         self.history = tail.history
         self.attempts = 0
         self.latest: dict[int, Outcome] = {}
@@ -173,9 +177,12 @@ class Entry:
     @property
     def pending(self) -> list[int]:
         """Indexes of the recipients that still need an attempt."""
+        count = len(self.envelope.recipients)
+        if not self.latest:
+            return list(range(count))
         return [
             index
-            for index in range(len(self.envelope.recipients))
+            for index in range(count)
             if index not in self.latest or not self.latest[index].final
         ]
 
@@ -192,7 +199,11 @@ class Entry:
 
     def first_octets(self, count: int) -> bytes:
         """Up to ``count`` octets from the start of the message, as it came."""
-        return _read_exactly(self._fd, min(count, self.size), self._message_at)
+        count = min(count, self.size)
+        at = self._message_at
+        if at + count <= len(self._first):
+            return self._first[at : at + count]
+        return _read_exactly(self._fd, count, at)
 
     def octets(self) -> "Iterator[bytes]":
         """The message as it came, in pieces.  BrokenRecord when the file is shorter than it says."""
@@ -625,7 +636,9 @@ class Queue:
         if len(octets) < want:
             # All of it is in hand, without another call: a listing reads 100,000 such files.
             rest = octets[after:]
+            first = octets if want == _FIRST_READ else b""
         else:
+            first = b""
             # Not exactly to its end: a flusher may be giving back the room it had reserved there.
             rest = _read_at(fd, max(posix.fstat(fd).st_size - after, 0), after)
         tail = parse_tail(rest, envelope)
@@ -633,7 +646,7 @@ class Queue:
             raise BrokenRecord("its envelope was changed after it was written")
         if envelope.queue_id != place.queue_id:
             raise BrokenRecord("it lies under a name that is not its own")
-        return Entry(self, place, fd, head, tail, size, envelope), tail.torn
+        return Entry(self, place, fd, first, length, tail, size, envelope), tail.torn
 
     def _set_aside(self, place: Place, why: str) -> None:
         if place.state == "failed":
