@@ -20,6 +20,7 @@ Source: RFC 5322 sections 3.6 and 3.6.6, RFC 5321 section 4.4 (Received), RFC 64
 """
 
 import time
+from functools import lru_cache
 
 from minisend.address import (
     AddressError,
@@ -34,13 +35,13 @@ from minisend.envelope import Envelope, Facts
 from minisend.message.date import format_date
 from minisend.message.header import Field, Header
 
-_REMOVED = (b"bcc", b"resent-bcc", b"return-path", b"content-length")
-_REQUIRED = (b"date", b"from", b"message-id")
-_RESENT_REQUIRED = (b"resent-date", b"resent-from", b"resent-message-id")
-_QUALIFIED = (
+_REMOVED = frozenset((b"bcc", b"resent-bcc", b"return-path", b"content-length"))
+_ADDED = ((b"Date", b"date"), (b"From", b"from"), (b"Message-ID", b"message-id"))
+_REQUIRED = frozenset(resent + name for resent in (b"", b"resent-") for _, name in _ADDED)
+_QUALIFIED = frozenset((
     b"from", b"sender", b"reply-to", b"to", b"cc",
     b"resent-from", b"resent-sender", b"resent-to", b"resent-cc",
-)  # fmt: skip
+))  # fmt: skip
 
 
 # What makes an address list more than mailboxes between commas.
@@ -52,13 +53,12 @@ def facts_for(envelope: Envelope, hostname: bytes, mail_domain: bytes) -> Facts:
 
     The Message-ID is ``<YYYYMMDDhhmmss.QUEUEID@hostname>`` with the time of arrival in UTC.
     """
-    moment = time.gmtime(int(envelope.arrived))
-    stamp = b"%04d%02d%02d%02d%02d%02d" % moment[:6]
     return Facts(
         hostname,
         mail_domain,
         _from_field(envelope, mail_domain),
-        b"<%b.%b@%b>" % (stamp, envelope.queue_id.encode("ascii"), hostname),
+        b"<%b.%b@%b>"
+        % (_stamp(int(envelope.arrived)), envelope.queue_id.encode("ascii"), hostname),
     )
 
 
@@ -73,38 +73,34 @@ def complete(header: Header, envelope: Envelope, facts: Facts) -> bytes:
     if header.too_long:
         return received
 
-    values = {
-        b"date": date,
-        b"from": facts.from_field,
-        b"message-id": facts.message_id,
-    }
     present: set[bytes] = set()
     kept: list[bytes] = []
     resent_at = -1  # where the first Resent- field stands, or stood
     for field in header.fields:
         name = field.name.lower()
-        if resent_at < 0 and name.startswith(b"resent-"):
+        if resent_at < 0 and name[:7] == b"resent-":
             resent_at = len(kept)
         if name in _REMOVED:
             continue
-        if name in _REQUIRED or name in _RESENT_REQUIRED:
+        if name in _REQUIRED:
             if field.empty:
                 continue
             present.add(name)
         kept.append(_qualified(field, facts.mail_domain) if name in _QUALIFIED else field.raw)
 
+    values = (date, facts.from_field, facts.message_id)
     kept += [
-        b"%b: %b\n" % (spelling, values[spelling.lower()])
-        for spelling in (b"Date", b"From", b"Message-ID")
-        if spelling.lower() not in present
+        b"%b: %b\n" % (spelling, value)
+        for (spelling, name), value in zip(_ADDED, values, strict=True)
+        if name not in present
     ]
     if resent_at >= 0:
         kept[resent_at:resent_at] = [
-            b"Resent-%b: %b\n" % (spelling, values[spelling.lower()])
-            for spelling in (b"Date", b"From", b"Message-ID")
-            if b"resent-" + spelling.lower() not in present
+            b"Resent-%b: %b\n" % (spelling, value)
+            for (spelling, name), value in zip(_ADDED, values, strict=True)
+            if b"resent-" + name not in present
         ]
-    return received + b"".join(kept) + b"\n"
+    return b"".join([received, *kept, b"\n"])
 
 
 def _received(envelope: Envelope, facts: Facts, date: bytes) -> bytes:
@@ -112,18 +108,39 @@ def _received(envelope: Envelope, facts: Facts, date: bytes) -> bytes:
 
     A message of our own making (uid below 0) names no user.
     """
-    origin = b"minisend"
-    if envelope.uid >= 0:
-        origin += b", from userid %d" % envelope.uid
-        # A login that is no plain word would need quoting here, and the number says as much.
-        if envelope.login.isascii() and quote_local(envelope.login) == envelope.login:
-            origin += b" (%b)" % envelope.login
     return b"Received: by %b (%b)\n\tid %b; %b\n" % (
         facts.hostname,
-        origin,
+        _origin(envelope.uid, envelope.login),
         envelope.queue_id.encode("ascii"),
         date,
     )
+
+
+# What follows is the same for each message of a sender, and messages come in bursts: it is kept for the last ones.
+
+
+@lru_cache(256)
+def _origin(uid: int, login: bytes) -> bytes:
+    if uid < 0:
+        return b"minisend"
+    # A login that is no plain word would need quoting here, and the number says as much.
+    plain = login.isascii() and quote_local(login) == login
+    return b"minisend, from userid %d" % uid + (b" (%b)" % login if plain else b"")
+
+
+@lru_cache(64)
+def _stamp(seconds: int) -> bytes:
+    return b"%04d%02d%02d%02d%02d%02d" % time.gmtime(seconds)[:6]
+
+
+@lru_cache(256)
+def _author(sender: bytes, login: bytes, uid: int, mail_domain: bytes) -> bytes:
+    address = qualify(sender or quote_local(login or b"uid%d" % uid), mail_domain)
+    try:
+        check(address)
+    except AddressError:
+        return qualify(b"uid%d" % uid, mail_domain)
+    return address
 
 
 def _from_field(envelope: Envelope, mail_domain: bytes) -> bytes:
@@ -131,12 +148,7 @@ def _from_field(envelope: Envelope, mail_domain: bytes) -> bytes:
 
     The reverse-path, else the login, else the uid; the full name goes with each, as in Postfix.
     """
-    address = envelope.sender or quote_local(envelope.login or b"uid%d" % envelope.uid)
-    address = qualify(address, mail_domain)
-    try:
-        check(address)
-    except AddressError:
-        address = qualify(b"uid%d" % envelope.uid, mail_domain)
+    address = _author(envelope.sender, envelope.login, envelope.uid, mail_domain)
     name = quote_phrase(envelope.full_name)
     if not name:
         return address

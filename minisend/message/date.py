@@ -6,6 +6,7 @@ Source: RFC 5322 section 3.3, ``Mon, 23 Nov 2026 13:24:19 +0000``.
 """
 
 import time
+from functools import lru_cache
 
 _DAYS = (b"Mon", b"Tue", b"Wed", b"Thu", b"Fri", b"Sat", b"Sun")
 _MONTHS = (
@@ -19,7 +20,13 @@ def format_date(seconds: float, zone_minutes: int) -> bytes:
     ``seconds``       since the epoch, UTC; a fraction is cut off
     ``zone_minutes``  east of UTC, less than a day either way
     """
-    moment = time.gmtime(int(seconds // 1) + zone_minutes * 60)
+    return _formatted(int(seconds // 1), zone_minutes)
+
+
+# Messages come in bursts, and each shows the moment twice.
+@lru_cache(64)
+def _formatted(seconds: int, zone_minutes: int) -> bytes:
+    moment = time.gmtime(seconds + zone_minutes * 60)
     hours, minutes = divmod(abs(zone_minutes), 60)
     return b"%b, %02d %b %04d %02d:%02d:%02d %c%02d%02d" % (
         _DAYS[moment.tm_wday],
