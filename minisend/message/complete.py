@@ -20,7 +20,6 @@ Source: RFC 5322 sections 3.6 and 3.6.6, RFC 5321 section 4.4 (Received), RFC 64
 """
 
 import time
-from functools import lru_cache
 
 from minisend.address import (
     AddressError,
@@ -32,6 +31,7 @@ from minisend.address import (
     split,
 )
 from minisend.envelope import Envelope, Facts
+from minisend.kept import Kept
 from minisend.message.date import format_date
 from minisend.message.header import Field, Header
 
@@ -58,7 +58,7 @@ def facts_for(envelope: Envelope, hostname: bytes, mail_domain: bytes) -> Facts:
         mail_domain,
         _from_field(envelope, mail_domain),
         b"<%b.%b@%b>"
-        % (_stamp(int(envelope.arrived)), envelope.queue_id.encode("ascii"), hostname),
+        % (_stamps[int(envelope.arrived),], envelope.queue_id.encode("ascii"), hostname),
     )
 
 
@@ -110,16 +110,12 @@ def _received(envelope: Envelope, facts: Facts, date: bytes) -> bytes:
     """
     return b"Received: by %b (%b)\n\tid %b; %b\n" % (
         facts.hostname,
-        _origin(envelope.uid, envelope.login),
+        _origins[envelope.uid, envelope.login],
         envelope.queue_id.encode("ascii"),
         date,
     )
 
 
-# What follows is the same for each message of a sender, and messages come in bursts: it is kept for the last ones.
-
-
-@lru_cache(256)
 def _origin(uid: int, login: bytes) -> bytes:
     if uid < 0:
         return b"minisend"
@@ -128,12 +124,10 @@ def _origin(uid: int, login: bytes) -> bytes:
     return b"minisend, from userid %d" % uid + (b" (%b)" % login if plain else b"")
 
 
-@lru_cache(64)
 def _stamp(seconds: int) -> bytes:
     return b"%04d%02d%02d%02d%02d%02d" % time.gmtime(seconds)[:6]
 
 
-@lru_cache(256)
 def _author(sender: bytes, login: bytes, uid: int, mail_domain: bytes) -> bytes:
     address = qualify(sender or quote_local(login or b"uid%d" % uid), mail_domain)
     try:
@@ -143,12 +137,17 @@ def _author(sender: bytes, login: bytes, uid: int, mail_domain: bytes) -> bytes:
     return address
 
 
+_stamps: "Kept[bytes]" = Kept(_stamp, 64)
+_origins: "Kept[bytes]" = Kept(_origin, 256)
+_authors: "Kept[bytes]" = Kept(_author, 256)
+
+
 def _from_field(envelope: Envelope, mail_domain: bytes) -> bytes:
     """The value of the From field for a message that has none.
 
     The reverse-path, else the login, else the uid; the full name goes with each, as in Postfix.
     """
-    address = _author(envelope.sender, envelope.login, envelope.uid, mail_domain)
+    address = _authors[envelope.sender, envelope.login, envelope.uid, mail_domain]
     name = quote_phrase(envelope.full_name)
     if not name:
         return address

@@ -6,7 +6,8 @@ Source: RFC 5322 section 3.3, ``Mon, 23 Nov 2026 13:24:19 +0000``.
 """
 
 import time
-from functools import lru_cache
+
+from minisend.kept import Kept
 
 _DAYS = (b"Mon", b"Tue", b"Wed", b"Thu", b"Fri", b"Sat", b"Sun")
 _MONTHS = (
@@ -20,11 +21,9 @@ def format_date(seconds: float, zone_minutes: int) -> bytes:
     ``seconds``       since the epoch, UTC; a fraction is cut off
     ``zone_minutes``  east of UTC, less than a day either way
     """
-    return _formatted(int(seconds // 1), zone_minutes)
+    return _moments[int(seconds // 1), zone_minutes]
 
 
-# Messages come in bursts, and each shows the moment twice.
-@lru_cache(64)
 def _formatted(seconds: int, zone_minutes: int) -> bytes:
     moment = time.gmtime(seconds + zone_minutes * 60)
     hours, minutes = divmod(abs(zone_minutes), 60)
@@ -40,3 +39,6 @@ def _formatted(seconds: int, zone_minutes: int) -> bytes:
         hours,
         minutes,
     )
+
+
+_moments: "Kept[bytes]" = Kept(_formatted, 64)
