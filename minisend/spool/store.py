@@ -13,13 +13,13 @@ Two rules: an outcome is recorded before anything acts on it, and what is read w
 
 import errno
 import posix
-import time
 from _thread import RLock
 from binascii import crc32
 
 from minisend.envelope import FAILED, Envelope, Facts, Outcome
 from minisend.errors import SpoolError
 from minisend.spool import disk
+from minisend.spool.changes import Changes
 from minisend.spool.place import open_queue, open_state
 from minisend.spool.record import (
     HEAD_LIMIT,
@@ -46,9 +46,8 @@ if TYPE_CHECKING:
 _PIECE = 256 * 1024
 # What most files are whole in: a larger one takes two calls more.
 _FIRST_READ = 4 * 1024
-# Removals and moves may wait this long for their directory's fsync (DESIGN section 4, "grouped").
-_GROUP_COUNT = 100
-_GROUP_SECONDS = 1.0
+# A larger file is closed at once when it was removed: its room on the disk must not wait for others.
+_SMALL = 64 * 1024
 # Where a message moves to is made durable before where it moved from: a power cut between the two leaves two names, not
 # none.  On its way messages go from the right to the left, and back when an administrator lets one go on.
 _FORTH = ("failed", "hold", "cur", "new")
@@ -101,6 +100,7 @@ class Entry:
         "_kept",
         "_message_at",
         "_queue",
+        "_removed",
         "_reserved",
         "_short",
         "_unwritten",
@@ -131,6 +131,7 @@ class Entry:
         self._queue = queue
         self._fd = fd
         self._kept = False
+        self._removed = False
         # the file, where one read had all of it, else nothing
         self._first = first
         self._message_at = message_at
@@ -347,7 +348,8 @@ class Entry:
         """The message is done with.  Where one attempt made all recipients final this is its only record."""
         disk.unlink(self.place.name, self._queue.directory(self.place.state))
         self._extended = False  # gone with the file
-        self._queue.changed(self.place.state)
+        self._removed = self.size <= _SMALL
+        self._queue.changes.made(self.place.state, removal=True)
 
     def keep_claim(self) -> None:
         """Hold the claim until this process ends, whatever happens to the entry."""
@@ -357,7 +359,10 @@ class Entry:
         """Give the claim back."""
         if self._fd >= 0 and not self._kept:
             self._give_back()
-            disk.close(self._fd)
+            if self._removed:
+                self._queue.changes.close_removed(self._fd)
+            else:
+                disk.close(self._fd)
             self._fd = -1
 
     def _append(self, octets: bytes) -> None:
@@ -384,15 +389,16 @@ class Entry:
         old = self.place
         if (state, name) == (old.state, old.name):
             return
-        # Not while another thread makes changes durable: see ``Queue.sync``.
-        with self._queue.lock:
+        changes = self._queue.changes
+        # Not while another thread makes changes durable.
+        with changes.moving:
             back = old.state in ("hold", "failed") and state in ("new", "cur")
-            self._queue.take_order(_BACK if back else _FORTH)
+            changes.take_order(_BACK if back else _FORTH)
             disk.rename(
                 old.name, self._queue.directory(old.state), name, self._queue.directory(state)
             )
             self.place = Place(state, name)
-            self._queue.changed(state, old.state)
+            changes.made(state, old.state)
 
 
 class Queue:
@@ -400,6 +406,7 @@ class Queue:
 
     ``strict_sync``  fsync a directory after each change ([spool] sync = "each")
     ``report``       called with a queue id and a text when a file is set aside or cannot be read
+    ``changes``      of its names: hears of each that is made here
 
     Several threads may use one; an entry belongs to one of them at a time.
     """
@@ -414,16 +421,11 @@ class Queue:
     ) -> None:
         self.spool = spool
         self._fd = open_queue(spool, create=create)
-        self.lock = RLock()
+        self._lock = RLock()
         self.block = disk.block(self._fd)
         self._directories: dict[str, int] = {}
-        self._strict = strict_sync
+        self.changes = Changes(self.directory, _FORTH, strict=strict_sync)
         self._report = report or (lambda queue_id, text: None)
-        # states with changes of names that are not durable yet
-        self._dirty: set[str] = set()
-        self._order: tuple[str, ...] = _FORTH
-        self._changes = 0
-        self._dirty_since = 0.0
 
     def __enter__(self) -> "Queue":
         return self
@@ -435,7 +437,7 @@ class Queue:
         """Make the last changes durable and close."""
         if self._fd >= 0:
             try:
-                self.sync()
+                self.changes.end()
             finally:
                 for fd in self._directories.values():
                     disk.close(fd)
@@ -452,46 +454,19 @@ class Queue:
         """Descriptor of the directory of ``state``."""
         fd = self._directories.get(state)
         if fd is None:
-            with self.lock:
+            with self._lock:
                 fd = self._directories.get(state)
                 if fd is None:
                     fd = self._directories[state] = open_state(state, self._fd)
         return fd
 
-    def changed(self, *states: str) -> None:
-        """A name in each of these came or went; its fsync may be grouped with others."""
-        with self.lock:
-            if not self._dirty:
-                self._dirty_since = time.monotonic()
-            self._dirty.update(states)
-            self._changes += len(states)
-            if (
-                self._strict
-                or self._changes >= _GROUP_COUNT
-                or time.monotonic() - self._dirty_since >= _GROUP_SECONDS
-            ):
-                self.sync()
-
-    def take_order(self, order: tuple[str, ...]) -> None:
-        """Before a move: what was moved the other way must be durable, as no one order is right for both."""
-        if order != self._order:
-            self.sync()
-            self._order = order
-
     def sync(self) -> None:
-        """Make all changes of names durable."""
-        # Nothing may be moved between these calls.
-        with self.lock:
-            for state in self._order:
-                if state in self._dirty:
-                    disk.fsync(self.directory(state))
-            self._dirty.clear()
-            self._changes = 0
+        """Make all changes of names durable.  Raises OSError."""
+        self.changes.sync()
 
     def settle(self) -> None:
         """Make changes durable that have waited for as long as they may: for somebody to call while nothing else happens."""
-        if self._dirty and time.monotonic() - self._dirty_since >= _GROUP_SECONDS:
-            self.sync()
+        self.changes.settle()
 
     def places(self, *states: str) -> "Iterator[Place]":
         """What lies in these states, in no order; nothing is opened."""
@@ -599,7 +574,7 @@ class Queue:
             disk.unlink(place.name, directory)
         finally:
             disk.close(fd)
-        self.changed(place.state)
+        self.changes.made(place.state, removal=True)
         return True
 
     def set_aside(self, entry: Entry, why: str) -> None:
@@ -660,10 +635,10 @@ class Queue:
                     place.queue_id, f"broken ({why}), with its like in queue/failed already"
                 )
                 return
-            with self.lock:
-                self.take_order(_FORTH)
+            with self.changes.moving:
+                self.changes.take_order(_FORTH)
                 disk.rename(place.name, self.directory(place.state), place.queue_id, failed)
-                self.changed("failed", place.state)
+                self.changes.made("failed", place.state)
         except (OSError, SpoolError) as exc:
             self._report(place.queue_id, f"broken ({why}) and cannot be set aside: {_why(exc)}")
         else:
