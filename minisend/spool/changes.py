@@ -55,7 +55,7 @@ class Changes:
         # those for which one is under way
         self._under_way = 0
         self._under_way_since = 0.0
-        # what the thread has met
+        # what the thread has met; under ``moving``, so that no other sync comes between
         self._failure: OSError | None = None
         # descriptors
         self._removed: list[int] = []
@@ -109,9 +109,9 @@ class Changes:
     def sync(self) -> None:
         """Make all changes durable.  Raises OSError, also for what the thread has met."""
         self._close()
-        with self._lock:
+        with self.moving:
             failure, self._failure = self._failure, None
-        self._sync()
+            self._sync()
         if failure is not None:
             raise failure
 
@@ -182,10 +182,11 @@ class Changes:
             while self._wait():
                 self._close()
                 if self._removals >= _SOON:
-                    try:
-                        self._sync()
-                    except OSError as exc:
-                        self._failure = exc
+                    with self.moving:
+                        try:
+                            self._sync()
+                        except OSError as exc:
+                            self._failure = exc
         finally:
             self._ended.release()
 

@@ -60,6 +60,22 @@ def slow(queue: RecordingQueue, monkeypatch: pytest.MonkeyPatch) -> Iterator[Dis
             queue.sync()
 
 
+class Asked:
+    """Stands at ``moving``: ``by`` counts who has asked for it since."""
+
+    def __init__(self, queue: RecordingQueue) -> None:
+        self._real = queue.changes.moving
+        self.by = threading.Semaphore(0)
+        queue.changes.moving = self
+
+    def __enter__(self) -> None:
+        self.by.release()
+        self._real.acquire()
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._real.release()
+
+
 def filled(queue: RecordingQueue, count: int, message: bytes = MESSAGE) -> list[Place]:
     return [put(queue, f"{n:016x}", message) for n in range(count)]
 
@@ -108,7 +124,9 @@ def test_no_more_than_a_hundred_wait_for_their_sync(queue, monkeypatch, slow):
         remove(queue, places[99:])
         slow.order.append("removed")
 
+    asked = Asked(queue)
     thread = beside(one_more)
+    assert asked.by.acquire(timeout=_PATIENCE)
     slow.order.append("free")
     slow.free.set()
     thread.join(_PATIENCE)
@@ -131,7 +149,9 @@ def test_nothing_moves_while_a_directory_is_synced(queue, monkeypatch, slow):
         with claimed(queue, places[50]) as entry:
             entry.defer(5.0)
 
+    asked = Asked(queue)
     thread = beside(move)
+    assert asked.by.acquire(timeout=_PATIENCE)
     slow.order.append("free")
     slow.free.set()
     thread.join(_PATIENCE)
@@ -173,28 +193,31 @@ def test_closing_waits_for_the_thread(tmp_path, monkeypatch):
 
 def test_removed_files_do_not_pile_up(queue, monkeypatch):
     """Small ones wait for each other, a large one gives its room back at once."""
+    monkeypatch.setattr("time.monotonic", lambda: 0.0)
     large, *places = [put(queue, "f" * 16, b"\n" + b"x" * 70_000), *filled(queue, 80)]
     remove(queue, [places.pop()])
     opened = descriptors()
     remove(queue, [large])
     assert descriptors() == opened
+    begun = threading.Semaphore(0)
     held = threading.Event()
     real = disk.close_all
 
     def close_all(fds: list[int]) -> None:
+        begun.release()
         assert held.wait(_PATIENCE)
         real(fds)
 
     monkeypatch.setattr(disk, "close_all", close_all)
-    monkeypatch.setattr("time.monotonic", lambda: 0.0)
     counts = []
-    for place in places:
+    for number, place in enumerate(places, 2):
         remove(queue, [place])
+        if number == 16:
+            assert begun.acquire(timeout=_PATIENCE)
         counts.append(descriptors() - opened)
-    # One more was open before.  The thread has between one and two batches in hand, and as many as two wait for it.
-    assert counts[:14] == list(range(1, 15))
-    assert 3 * 16 - 1 <= max(counts) < 4 * 16
-    assert counts[-1] == max(counts)
+    # One more was open before.  The thread has a batch in hand, and as many as two wait for it.
+    most = 3 * 16 - 1
+    assert counts == [*range(1, most), *[most] * (len(places) - most + 1)]
     held.set()
     queue.sync()
     assert descriptors() <= opened + 1
