@@ -13,6 +13,10 @@ if not __package__:
 
 from minisend.errors import MinisendError, SystemFault, UsageError
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import NoReturn
+
 FACES = ("sendmail", "mailq", "newaliases", "minisend")
 
 # What sendmail's and Postfix's mailq take beside -C: more words, sendmail's client queue, a part of the queue, debugging.
@@ -24,7 +28,7 @@ _USAGE = {
 
 
 def main() -> int:
-    """Run the face that ``sys.argv`` names; returns the exit code.  Ends the process itself after a submission."""
+    """Run the face that ``sys.argv`` names; returns the exit code.  Ends the process itself after a submission and a flush."""
     face, arguments = _face(sys.argv)
     try:
         _open_standard_descriptors()
@@ -94,8 +98,10 @@ def _run(face: str, arguments: list[str]) -> int:
         return _mailq(config_file)
     from minisend.admin.command import main as minisend
 
-    _add_site()
-    return minisend(arguments, config_file)
+    code = minisend(arguments, config_file)
+    if arguments[:1] == ["flush"]:
+        _end(code)
+    return code
 
 
 def _sendmail(arguments: list[str], config_file: str | None) -> int:
@@ -111,8 +117,7 @@ def _sendmail(arguments: list[str], config_file: str | None) -> int:
             if options.errors != "q":
                 raise
             code = exc.exit_code
-        # Nothing of ours waits to be written, and tearing down the interpreter takes as long as a submission's disk.
-        posix._exit(code)
+        _end(code)
     if options.mode == "smtp":
         from minisend.submit.smtp import serve
 
@@ -123,7 +128,6 @@ def _sendmail(arguments: list[str], config_file: str | None) -> int:
         from minisend.admin.command import flush_once
         from minisend.delivery.flush import Selection
 
-        _add_site()
         part = {name: text.encode("utf-8", "surrogateescape") for name, text in options.parts}
         selection = Selection(
             everything=True,
@@ -141,6 +145,11 @@ def _sendmail(arguments: list[str], config_file: str | None) -> int:
     elif options.mode == "version":
         _print(_version())
     return 0
+
+
+def _end(code: int) -> "NoReturn":
+    """Nothing of ours waits to be written, and tearing down the interpreter takes as long as a submission's disk."""
+    posix._exit(code)
 
 
 def _version() -> str:
@@ -162,14 +171,6 @@ def _mailq(config_file: str | None) -> int:
     from minisend.admin.mailq import mailq
 
     return mailq(config_file)
-
-
-def _add_site() -> None:
-    """Under -S, which the sendmail script uses for its speed, dnspython is out of sight: a delivery may need it."""
-    if sys.flags.no_site:
-        import site
-
-        site.main()
 
 
 def _complain(face: str, text: str) -> None:

@@ -20,9 +20,9 @@ of /proc read: through /proc/self/fd/0 the message itself would be the configura
 -C names its file, not the directory around it, which may be open to all (/tmp): conf.d and what is
 in it must belong to root, to us or to the owner of the file named, and nobody else may write it.
 
-Two readers: ``load`` reads with tomllib and checks everything; ``submission_facts`` runs in every
-``sendmail``, so it reads with ``scan`` where it can (tomllib costs 12 ms) and checks only the keys
-it returns: a mistake in [smarthost] must not stop a cron job from handing over its mail.
+Two readers: ``load`` checks everything; ``submission_facts`` runs in every ``sendmail``, and checks only
+the keys it returns: a mistake in [smarthost] must not stop a cron job from handing over its mail.  Both
+read with ``scan`` where they can: tomllib costs 12 ms.
 
 TOML 1.0.0; XDG Base Directory Specification 0.8.
 """
@@ -392,6 +392,20 @@ class Config:
         return self.smarthosts.get(name) if name else self.smarthost
 
     @property
+    def served(self) -> "Submission":
+        """The ways into this queue that its service keeps open.
+
+        Those of the defaults lead into the system's: a service of another queue has only what it names.
+        """
+        if self.spool.path == SYSTEM_SPOOL:
+            return self.submission
+        usual, named = Submission(), self.submission
+        return Submission(
+            socket=None if named.socket == usual.socket else named.socket,
+            drop=None if named.drop == usual.drop else named.drop,
+        )
+
+    @property
     def hostname(self) -> str:
         """A domain name, ASCII.  Worked out when first asked for: files only, never DNS."""
         if not self._hostname:
@@ -460,7 +474,10 @@ def load(explicit: "str | None", environ: "Mapping[bytes, bytes]", uid: int, eui
     routes = 0
     for path, text in _files(explicit, environ, uid, euid):
         main = main or path
-        for there, names in _checked(path, text, _parse(path, text)).items():
+        raw = scan(text)
+        if raw is None:
+            raw = _parse(path, text)
+        for there, names in _checked(path, text, raw).items():
             table = there
             if there.startswith(_NUMBERED):
                 routes += 1

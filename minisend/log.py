@@ -36,6 +36,8 @@ import posix
 import time
 from _thread import RLock
 
+from minisend.kept import Kept
+
 JOURNAL = "/run/systemd/journal/socket"
 SYSLOG = "/dev/log"
 IDENTIFIER = "minisend"
@@ -238,6 +240,14 @@ class Log:
         self._write(_ERROR, text)
 
     @property
+    def heard(self) -> bool:
+        """False when no line goes anywhere: then none needs to be made."""
+        if self._path is None:
+            with self._lock:
+                self._choose()
+        return bool(self._path) or self._stderr
+
+    @property
     def on_stderr(self) -> bool:
         """True when lines go to standard error."""
         with self._lock:
@@ -381,24 +391,25 @@ def _rfc3164(severity: int, text: str) -> bytes:
 
 
 def _native(severity: int, text: str) -> bytes:
-    fields: list[tuple[str, bytes]] = [
-        ("MESSAGE", _cut(_printable(text), _LIMIT)),
-        ("PRIORITY", b"%d" % severity),
-        ("SYSLOG_IDENTIFIER", IDENTIFIER.encode("ascii")),
-        ("SYSLOG_FACILITY", b"%d" % _FACILITY),
-        ("SYSLOG_PID", b"%d" % posix.getpid()),
+    parts = [
+        _native_field(b"MESSAGE", _cut(_printable(text), _LIMIT)),
+        b"PRIORITY=%d\nSYSLOG_IDENTIFIER=%b\nSYSLOG_FACILITY=%d\nSYSLOG_PID=%d\n"
+        % (severity, IDENTIFIER.encode("ascii"), _FACILITY, posix.getpid()),
     ]
     if isinstance(text, Line):
         if text.queue_id != NO_MESSAGE:
-            fields.append(("MINISEND_QUEUE_ID", _cut(text.queue_id, _LIMIT)))
-        fields += [
-            (
-                f"MINISEND_{key.upper()}",
-                value[:_LIMIT] if isinstance(value, bytes) else _cut(str(value), _LIMIT),
-            )
-            for key, value in text.fields.items()
-        ]
-    return b"".join(_native_field(name.encode("ascii"), value) for name, value in fields)
+            parts.append(_native_field(b"MINISEND_QUEUE_ID", _cut(text.queue_id, _LIMIT)))
+        for key, value in text.fields.items():
+            octets = value[:_LIMIT] if isinstance(value, bytes) else _cut(str(value), _LIMIT)
+            parts.append(_native_field(_names[key,], octets))
+    return b"".join(parts)
+
+
+def _name(key: str) -> bytes:
+    return f"MINISEND_{key.upper()}".encode("ascii")
+
+
+_names: "Kept[bytes]" = Kept(_name, 64)
 
 
 def _native_field(name: bytes, value: bytes) -> bytes:
@@ -409,6 +420,8 @@ def _native_field(name: bytes, value: bytes) -> bytes:
 
 def _cut(text: str, limit: int) -> bytes:
     """``text`` in UTF-8, at most ``limit`` octets, ``_CUT`` at the end of one that was longer."""
+    if len(text) <= limit and text.isascii():
+        return text.encode("ascii")
     try:
         octets = text[:limit].encode("utf-8", "surrogateescape")
     except UnicodeEncodeError:  # half of a surrogate pair

@@ -7,13 +7,15 @@
 Redrawn at most ten times a second, and gone when the block ends, however it ends.
 """
 
-import shutil
 import time
-from collections.abc import Callable
-from typing import Self
 
 from minisend.admin.terminal import is_terminal, write
 from minisend.errors import SystemFault
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Self
 
 _INTERVAL = 0.1
 _BAR = 30
@@ -25,14 +27,14 @@ class Progress:
     """``label`` stands before the bar; ``shown`` False draws nothing (--quiet); ``clock`` gives seconds."""
 
     def __init__(
-        self, label: str, *, shown: bool = True, clock: Callable[[], float] = time.monotonic
+        self, label: str, *, shown: bool = True, clock: "Callable[[], float]" = time.monotonic
     ) -> None:
         self._label = label
         self._on = shown and is_terminal(2)
         self._clock = clock
         self._drawn_at: float | None = None
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "Self":
         return self
 
     def __exit__(self, *exc_info: object) -> None:
@@ -47,8 +49,10 @@ class Progress:
             return
         filled = _BAR * done // total if total else _BAR
         bar = f"{self._label} [{'#' * filled}{'.' * (_BAR - filled)}] {done}/{total}"
+        from shutil import get_terminal_size
+
         # A line that wraps could not be erased.
-        self._write(_CLEAR + bar[: shutil.get_terminal_size().columns - 1])
+        self._write(_CLEAR + bar[: get_terminal_size().columns - 1])
         self._drawn_at = now
 
     def _write(self, text: str) -> None:

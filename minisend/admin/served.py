@@ -89,5 +89,5 @@ def _listed(octets: bytes) -> Listed:
     tail = parse_tail(record[length:], envelope)
     place = Place(state, name)
     # No queue: nothing is done to it.
-    entry = Entry(None, place, -1, head, tail, size, envelope)  # type: ignore[arg-type]
+    entry = Entry(None, place, -1, b"", length, tail, size, envelope)  # type: ignore[arg-type]
     return Listed(place, entry, "", envelope.arrived, size, claimed == "1")

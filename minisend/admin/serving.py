@@ -70,10 +70,12 @@ def run(
 
 
 def _made(config: Config, log: Log, *, needed: bool) -> Listener | None:
-    path = config.submission.socket
+    path = config.served.socket
     if not path:
         if needed:
-            raise SpoolError("[submission] socket is false: there is nothing to accept mail on")
+            raise SpoolError(
+                "[submission] socket: there is nothing to accept mail on: name a socket of this spool"
+            )
         return None
     try:
         listener = make(path)

@@ -14,13 +14,12 @@ message's file, they do under the attempt's lock.  While nobody works at it the 
 waits for its turn at a slow server holds no descriptor.
 """
 
-import threading
-import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import NoReturn
+from __future__ import annotations
 
-from minisend.address import qualify
+import time
+from _thread import RLock, allocate_lock
+
+from minisend.address import qualify, split
 from minisend.config import Config
 from minisend.delivery import bounce, flood, mx, policy, retry
 from minisend.delivery.destination import Destinations, Down
@@ -30,17 +29,28 @@ from minisend.delivery.remote import MOST_RECIPIENTS, Content, Stopped
 from minisend.delivery.route import DISCARD, ERROR, NextHop, route
 from minisend.envelope import DELIVERED, FAILED, Outcome
 from minisend.errors import MinisendError, SpoolError
+from minisend.kept import Kept
 from minisend.log import Log, line
-from minisend.smtp.session import DsnRequest
+from minisend.smtp.transaction import DsnRequest
 from minisend.spool.record import BrokenRecord
 from minisend.spool.store import Entry, NoRoom, Place, Queue
+from minisend.value import Value
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import NoReturn, ParamSpec, TypeVar
+
+    _Result = TypeVar("_Result")
+    _Arguments = ParamSpec("_Arguments")
 
 # RFC 5321 section 6.3: a message that has been through more servers than this goes in circles.
 _MOST_HOPS = 100
+# Of so many domains, or addresses, a run remembers where they go.
+_KEPT_HOPS = 1000
 
 
-@dataclass(slots=True)
-class Summary:
+class Summary(Value):
     """What a run came to, in messages.
 
     ``failed``   of those that are done with, the ones that not every recipient got
@@ -49,13 +59,25 @@ class Summary:
     ``stopped``  the run was asked to end before it was through
     """
 
-    tried: int = 0
-    delivered: int = 0
-    deferred: int = 0
-    failed: int = 0
-    skipped: int = 0
-    broken: int = 0
-    stopped: bool = False
+    __slots__ = ("broken", "deferred", "delivered", "failed", "skipped", "stopped", "tried")
+
+    def __init__(
+        self,
+        tried: int = 0,
+        delivered: int = 0,
+        deferred: int = 0,
+        failed: int = 0,
+        skipped: int = 0,
+        broken: int = 0,
+        stopped: bool = False,
+    ) -> None:
+        self.tried = tried
+        self.delivered = delivered
+        self.deferred = deferred
+        self.failed = failed
+        self.skipped = skipped
+        self.broken = broken
+        self.stopped = stopped
 
     @property
     def exit_code(self) -> int:
@@ -65,7 +87,6 @@ class Summary:
         return 69 if self.failed or self.broken else 0
 
 
-@dataclass(slots=True)
 class Run:
     """What the attempts of one run share.
 
@@ -81,23 +102,45 @@ class Run:
     ``lock``      for ``summary`` and the sets, which all threads change
     """
 
-    config: Config
-    log: Log
-    queue: Queue
-    destinations: Destinations
-    resolver: mx.Resolver
-    flood: flood.Flood
-    summary: Summary
-    came_up: Callable[[Place], object] = lambda place: None
-    deferred: Callable[[Place], None] = lambda place: None
-    let_in: Callable[[bool], None] = lambda far: None
-    far: bool = False
-    one_by_one: set[mx.Target] = field(default_factory=set)
-    trace: Callable[[str], None] | None = None
-    processes: int = 1
-    seen: set[str] = field(default_factory=set)
-    put_off: set[str] = field(default_factory=set)
-    lock: threading.Lock = field(default_factory=threading.Lock)
+    def __init__(
+        self,
+        config: Config,
+        log: Log,
+        queue: Queue,
+        destinations: Destinations,
+        resolver: mx.Resolver,
+        flood: flood.Flood,
+        summary: Summary,
+    ) -> None:
+        self.config = config
+        self.log = log
+        self.queue = queue
+        self.destinations = destinations
+        self.resolver = resolver
+        self.flood = flood
+        self.summary = summary
+        self.came_up: Callable[[Place], object] = lambda place: None
+        self.deferred: Callable[[Place], None] = lambda place: None
+        self.let_in: Callable[[bool], None] = lambda far: None
+        self.far = False
+        self.one_by_one: set[mx.Target] = set()
+        self.trace: Callable[[str], None] | None = None
+        self.processes = 1
+        self.seen: set[str] = set()
+        self.put_off: set[str] = set()
+        self.lock = allocate_lock()
+        self._hops: Kept[NextHop] = Kept(self._route, _KEPT_HOPS)
+
+    def hop(self, recipient: bytes, sender: bytes) -> NextHop:
+        """The next hop of a recipient, see ``route``."""
+        if self.config.routes or recipient.startswith(b"-"):
+            return self._hops[recipient, sender]
+        # It is the same for all of a domain, but for the text of an error.
+        hop = self._hops[b"x@" + split(recipient)[1], b""]
+        return hop if hop.kind != ERROR else self._hops[recipient, sender]
+
+    def _route(self, recipient: bytes, sender: bytes) -> NextHop:
+        return route(recipient, self.config, sender)
 
     def count(self, what: str) -> None:
         """One more of ``what``, a field of ``Summary``."""
@@ -125,11 +168,14 @@ class Attempt:
         self.place = place
         self._run = run
         self._came_up = came_up
-        self._lock = threading.RLock()
+        self._lock = RLock()
         self._entry: Entry | None = None
         self._at_work = 0
         # next hop → index → qualified address, of those that are not done with
         self._todo: dict[NextHop, dict[int, bytes]] = {}
+        # qualified, as every attempt has them
+        self._sender = b""
+        self._addresses: dict[int, bytes] = {}
         self._number = 0
         self._counts = False
         # Nothing more is to be done with it in this run: it is gone, or must not be touched.
@@ -171,16 +217,17 @@ class Attempt:
             if self._over or (self._entry is None and not self._claim()):
                 self._over = True
                 return False
-            waiting = set(self._claimed().pending)
-            self._todo[hop] = {i: a for i, a in self._todo[hop].items() if i in waiting}
+            entry = self._claimed()
+            if entry.latest:
+                waiting = set(entry.pending)
+                self._todo[hop] = {i: a for i, a in self._todo[hop].items() if i in waiting}
             return bool(self._todo[hop])
 
-    def job(self, hop: NextHop) -> "Job | None":
+    def job(self, hop: NextHop) -> Job | None:
         """The message for those of this next hop, with room for what will be recorded; None when that cannot be had."""
-        jobs: list[Job] = []
         with self._lock:
-            self._guarded(lambda: jobs.append(self._job(hop)))
-            return jobs[0] if jobs and jobs[0].recipients and not self._over else None
+            job = self._guarded(self._job, hop)
+            return job if job is not None and job.recipients and not self._over else None
 
     def leave(self, hop: NextHop, down: Down | None = None) -> None:
         """Done with this next hop.  ``down``: who still waits there waits for its next probe."""
@@ -248,10 +295,12 @@ class Attempt:
         if entry.outcomes:
             # What a crash kept from being told; who is to be told after this attempt is found below.
             self._tell(entry, resumed=True)
-        sender = self._qualified(entry, entry.envelope.sender)
+        envelope = entry.envelope
+        sender = self._sender = qualified(entry, envelope.sender, self._run.config)
         for index in entry.pending:
-            address = self._address(entry, index)
-            hop = route(address, self._run.config, sender)
+            address = qualified(entry, envelope.recipients[index].address, self._run.config)
+            self._addresses[index] = address
+            hop = self._run.hop(address, sender)
             self._todo.setdefault(hop, {})[index] = address
         for hop in [hop for hop in self._todo if hop.kind in (ERROR, DISCARD)]:
             # Nobody is asked about those.
@@ -282,10 +331,16 @@ class Attempt:
 
     # -- what can go wrong with one message must not keep the others waiting
 
-    def _guarded(self, work: Callable[[], None]) -> None:
+    def _guarded(
+        self,
+        work: Callable[_Arguments, _Result],
+        *arguments: _Arguments.args,
+        **keywords: _Arguments.kwargs,
+    ) -> _Result | None:
+        """What ``work`` returns; None when it has failed, which the message has heard of then."""
         entry = self._claimed()
         try:
-            work()
+            return work(*arguments, **keywords)
         except BrokenRecord as exc:
             self._over = True
             self._run.queue.set_aside(entry, str(exc))
@@ -302,6 +357,7 @@ class Attempt:
             self._over = True
         except Exception as exc:  # noqa: BLE001 - a bug that one message meets
             self._stays(entry, "postponed", "4.3.0", str(self._bug(entry, exc)))
+        return None
 
     def _stays(self, entry: Entry, event: str, status: str, reason: str) -> None:
         self._over = True
@@ -320,11 +376,10 @@ class Attempt:
 
     # -- one next hop
 
-    def _job(self, hop: NextHop) -> "Job":
+    def _job(self, hop: NextHop) -> Job:
         entry = self._claimed()
         waiting = self._todo[hop]
-        sender = self._qualified(entry, entry.envelope.sender)
-        job = Job(self, sender, waiting)
+        job = Job(self, self._sender, waiting)
         try:
             outgoing = Outgoing(entry, self._run.config)
             if entry.facts is None:
@@ -346,8 +401,9 @@ class Attempt:
         entry = self._claimed()
         # A fault of this machine says nothing about the server and does not advance the back-off.
         self._counts |= any(verdict.scope != policy.LOCAL for verdict in verdicts)
-        for verdict in verdicts:
-            self._log_outcome(entry, verdict.outcome)
+        if self._run.log.heard:
+            for verdict in verdicts:
+                self._log_outcome(entry, verdict.outcome)
         self._record(entry, verdicts)
 
     def _reserve(self, entry: Entry, waiting: dict[int, bytes], room: int) -> int:
@@ -504,16 +560,10 @@ class Attempt:
             )
         return told
 
-    def _address(self, entry: Entry, index: int) -> bytes:
-        return self._qualified(entry, entry.envelope.recipients[index].address)
-
-    def _qualified(self, entry: Entry, address: bytes) -> bytes:
-        return qualified(entry, address, self._run.config)
-
     def _log_outcome(self, entry: Entry, outcome: Outcome) -> None:
         addresses = {
             "from": entry.envelope.sender,
-            "to": self._address(entry, outcome.recipient),
+            "to": self._addresses[outcome.recipient],
         }
         self._run.log.info(
             line(
@@ -526,6 +576,9 @@ class Attempt:
                 reason=outcome.reason,
             )
         )
+
+
+_NOTHING = Content(lambda: (), size=0, eight_bit=False)
 
 
 class Job:
@@ -542,13 +595,13 @@ class Job:
         self.sender = sender
         self.recipients = dict(recipients)
         self.room = 0
-        self.content = Content(lambda: (), size=0, eight_bit=False)
+        self.content = _NOTHING
 
     def settle(self, verdicts: list[Verdict]) -> bool:
         """Record what became of these recipients; False when nothing more is to be sent of the message."""
         attempt = self._attempt
         with attempt._lock:
-            attempt._guarded(lambda: self._settle(verdicts))
+            attempt._guarded(self._settle, verdicts)
             return not attempt._over
 
     def fail(self, error: Exception) -> None:

@@ -23,9 +23,6 @@ The words of a report are ``message.dsn``'s; what has failed is ``delivery.polic
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator
-from dataclasses import dataclass
-
 from minisend.address import qualify, same
 from minisend.config import Config
 from minisend.delivery import retry
@@ -37,12 +34,16 @@ from minisend.spool import disk
 from minisend.spool.enqueue import enqueue, new_queue_id
 from minisend.spool.record import format_ranges, parse_ranges
 from minisend.spool.store import Entry, Queue
+from minisend.value import Value
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterable, Iterator
 
 _WITHOUT_NOTIFY = (dsn.FAILURE, dsn.DELAY)
 
 
-@dataclass(frozen=True, slots=True)
-class Report:
+class Report(Value):
     """One report that is due.
 
     ``event``       of ``message.dsn``
@@ -52,11 +53,16 @@ class Report:
     ``queue_id``    of the report
     """
 
-    event: str
-    recipients: tuple[int, ...]
-    to: bytes | None
-    note: str
-    queue_id: str
+    __slots__ = ("event", "note", "queue_id", "recipients", "to")
+
+    def __init__(
+        self, event: str, recipients: tuple[int, ...], to: bytes | None, note: str, queue_id: str
+    ) -> None:
+        self.event = event
+        self.recipients = recipients
+        self.to = to
+        self.note = note
+        self.queue_id = queue_id
 
 
 def reports(entry: Entry, config: Config, now: float, *, resumed: bool) -> list[Report]:

@@ -16,19 +16,15 @@ answers.  Without it a message is attempted as if nothing were known.
 Source: DESIGN section 4; Postfix's qmgr(8) ("dead" destinations).
 """
 
-import hashlib
-import json
-import os
-import re
-from dataclasses import asdict, dataclass, fields
-from urllib.parse import quote
+import posix
 
 from minisend.delivery import retry
 from minisend.envelope import DELAYED, Outcome
 from minisend.spool.place import state
+from minisend.value import Value
 
 # What is not to be quoted in a file name; a name that begins with a dot is none of ours.
-_PLAIN = "[]:,@+"
+_PLAIN = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_.-~[]:,@+"
 _LONGEST_NAME = 200
 # Octets of a status file; replies are cut before they come here.
 _LONGEST = 64 * 1024
@@ -38,8 +34,7 @@ _LAST_TIME = 10**11 - 1
 PROBE_PAUSE = 60.0
 
 
-@dataclass(frozen=True, slots=True)
-class Down:
+class Down(Value):
     """A destination that could not be reached.  Times in seconds since the epoch.
 
     ``since``     the first failure
@@ -49,16 +44,34 @@ class Down:
     ``status``, ``reason``, ``remote_mta``, ``diagnostic``, ``command``, ``at``  of the last one, as in ``Outcome``
     """
 
-    since: float
-    failures: int
-    counted: tuple[float, ...]
-    until: int
-    status: str
-    reason: str
-    remote_mta: str
-    diagnostic: str
-    command: str
-    at: float
+    __slots__ = (
+        *("since", "failures", "counted", "until"),
+        *("status", "reason", "remote_mta", "diagnostic", "command", "at"),
+    )
+
+    def __init__(
+        self,
+        since: float,
+        failures: int,
+        counted: tuple[float, ...],
+        until: int,
+        status: str,
+        reason: str,
+        remote_mta: str,
+        diagnostic: str,
+        command: str,
+        at: float,
+    ) -> None:
+        self.since = since
+        self.failures = failures
+        self.counted = counted
+        self.until = until
+        self.status = status
+        self.reason = reason
+        self.remote_mta = remote_mta
+        self.diagnostic = diagnostic
+        self.command = command
+        self.at = at
 
     def outcome(self, recipient: int) -> Outcome:
         """What a recipient who waits for this destination would have heard."""
@@ -141,9 +154,11 @@ class Destinations:
 
     def all(self) -> list[tuple[str, Down]]:
         """Name and status of each next hop that something is known of, by name."""
+        import json
+
         found = []
         try:
-            for file_name in os.listdir(self._directory):
+            for file_name in posix.listdir(self._directory):
                 with open(f"{self._directory}/{file_name}", "rb") as file:
                     octets = file.read(_LONGEST)
                 down = _parse(octets)
@@ -155,53 +170,74 @@ class Destinations:
 
     def put(self, name: str, down: Down) -> None:
         """Keep it for other processes and the next run."""
+        import json
+
         path = self._path(name)
         # Of this process alone, whose threads do not write about one destination at the same time.
-        draft = f"{self._directory}/.{os.getpid()}.{os.path.basename(path)}"
-        octets = json.dumps({"destination": name, **asdict(down)}).encode("ascii")
+        draft = f"{self._directory}/.{posix.getpid()}.{path[len(self._directory) + 1 :]}"
+        octets = json.dumps({"destination": name, **_values(down)}).encode("ascii")
         try:
-            state(self._spool, make=True)
-            os.makedirs(self._directory, 0o700, exist_ok=True)
-            fd = os.open(
-                draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600
+            try:
+                state(self._spool, make=True)
+                posix.mkdir(self._directory, 0o700)
+            except FileExistsError:
+                pass
+            fd = posix.open(
+                draft,
+                posix.O_WRONLY | posix.O_CREAT | posix.O_TRUNC | posix.O_NOFOLLOW | posix.O_CLOEXEC,
+                0o600,
             )
             try:
-                os.write(fd, octets)
+                posix.write(fd, octets)
             finally:
-                os.close(fd)
-            os.rename(draft, path)
+                posix.close(fd)
+            posix.rename(draft, path)
         except OSError:
             pass  # the queue's own writes tell of a disk that takes nothing
 
     def forget(self, name: str) -> None:
         """It answers."""
         try:
-            os.unlink(self._path(name))
+            posix.unlink(self._path(name))
         except OSError:
             pass
 
     def sweep(self, before: float) -> None:
         """Remove what no probe has touched since: nobody waits for it any more."""
         try:
-            with os.scandir(self._directory) as found:
+            with posix.scandir(self._directory) as found:
                 for each in found:
                     if each.stat(follow_symlinks=False).st_mtime < before:
-                        os.unlink(each.path)
+                        posix.unlink(each.path)
         except OSError:
             pass
 
     def _path(self, name: str) -> str:
-        quoted = quote(name, safe=_PLAIN)
+        quoted = _quoted(name)
         if len(quoted) > _LONGEST_NAME:
-            quoted = hashlib.blake2b(name.encode(), digest_size=16).hexdigest()
+            from hashlib import blake2b
+
+            quoted = blake2b(name.encode(), digest_size=16).hexdigest()
         return f"{self._directory}/={quoted}"
 
 
+def _values(down: Down) -> dict[str, object]:
+    return {name: getattr(down, name) for name in Down.__slots__}
+
+
+def _quoted(name: str) -> str:
+    """As a URL has it, in octets of UTF-8."""
+    return "".join(chr(octet) if octet in _PLAIN else f"%{octet:02X}" for octet in name.encode())
+
+
 def _parse(octets: bytes) -> Down | None:
+    import json
+    import re
+
     try:
         values = json.loads(octets)
         values["counted"] = tuple(map(float, values["counted"]))
-        down = Down(**{field.name: values[field.name] for field in fields(Down)})
+        down = Down(**{name: values[name] for name in Down.__slots__})
         texts = (down.status, down.reason, down.remote_mta, down.diagnostic, down.command)
         times = (down.since, down.until, down.at, *down.counted)
         believed = (

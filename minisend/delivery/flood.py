@@ -26,12 +26,16 @@ up is another subject each time.
 Source: RFC 3834 (Auto-Submitted).
 """
 
-import enum
+from __future__ import annotations
+
 import fcntl
-import os
-from collections.abc import Iterable
-from dataclasses import dataclass
-from hashlib import blake2b
+import posix
+
+try:
+    # What hashlib takes it from, 1 ms and OpenSSL later.
+    from _blake2 import blake2b
+except ImportError:
+    from hashlib import blake2b
 
 from minisend.address import qualify, quote_local, split
 from minisend.config import Config
@@ -44,6 +48,11 @@ from minisend.spool.enqueue import enqueue, new_queue_id
 from minisend.spool.place import state
 from minisend.spool.record import format_ranges
 from minisend.spool.store import Entry, Queue
+from minisend.value import Value
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 WINDOW = 3600
 FILE_LIMIT = 256 * 1024
@@ -56,20 +65,22 @@ _SHOWN = 10
 _EVENT = "flood"
 
 
-class Verdict(enum.Enum):
-    """What is to become of a message."""
+class Verdict:
+    """What is to become of a message: one of these words."""
 
     PASS = "pass"  # noqa: S105 - no password
     HOLD = "hold"
     HOLD_AND_TELL = "hold and tell"
 
 
-@dataclass(frozen=True, slots=True)
-class Held:
+class Held(Value):
     """A message was moved to ``hold``.  ``told``: to whom a notice went, and its queue id; b"" and "" when there was one before."""
 
-    told: bytes = b""
-    notice: str = ""
+    __slots__ = ("notice", "told")
+
+    def __init__(self, told: bytes = b"", notice: str = "") -> None:
+        self.told = told
+        self.notice = notice
 
 
 class Flood:
@@ -87,7 +98,7 @@ class Flood:
         recipients: Iterable[bytes],
         subject: bytes,
         now: float,
-    ) -> Verdict:
+    ) -> str:
         """Count a message, if it is not counted yet, and say what it comes to.  Never raises for the state of the disk.
 
         ``recipients``  addresses, in any order
@@ -108,7 +119,9 @@ class Flood:
 
     def _count(self, key: bytes, mark: bytes, now: float) -> list[bytes]:
         """The marks of this digest in the present hour, the new one among them where there was room."""
-        spool = os.open(state(self._spool, make=True), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        spool = posix.open(
+            state(self._spool, make=True), posix.O_RDONLY | posix.O_DIRECTORY | posix.O_CLOEXEC
+        )
         try:
             fcntl.flock(spool, fcntl.LOCK_EX)
             lines = _read(spool)
@@ -123,7 +136,7 @@ class Flood:
             lines.append(b"%b %d %b" % (key, start, b",".join(marks)))
             _replace(spool, lines)
         finally:
-            os.close(spool)
+            posix.close(spool)
         return marks
 
 
@@ -143,7 +156,7 @@ def _read(spool: int) -> list[bytes]:
         fd = disk.open_reading(_NAME, spool)
     except FileNotFoundError:
         return []
-    with os.fdopen(fd, "rb") as file:
+    with open(fd, "rb") as file:
         return file.read(2 * FILE_LIMIT).splitlines()
 
 
@@ -197,10 +210,10 @@ def control(flood: Flood, queue: Queue, entry: Entry, config: Config, now: float
     verdict = flood.judge(
         envelope.queue_id, envelope.uid, envelope.sender, recipients, subject, now
     )
-    if verdict is Verdict.PASS:
+    if verdict == Verdict.PASS:
         return None
     held = Held()
-    if verdict is Verdict.HOLD_AND_TELL:
+    if verdict == Verdict.HOLD_AND_TELL:
         notified, octets = notice(envelope, subject, config, now)
         if queue.find(notified.queue_id, "new", "cur", "hold", "failed") is None:
             try:

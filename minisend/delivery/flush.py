@@ -3,10 +3,10 @@
 Selects; who works at what is ``delivery.lanes``'s, and what happens to a message ``delivery.attempt``'s.
 """
 
-import os
+from __future__ import annotations
+
+import posix
 import time
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 
 from minisend.address import AddressError, split, to_ascii
 from minisend.config import Config
@@ -20,25 +20,40 @@ from minisend.errors import SpoolError, UsageError
 from minisend.log import Log, line
 from minisend.spool.record import BrokenRecord, UnknownVersion
 from minisend.spool.store import Place, Queue
+from minisend.value import Value
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
 
 # Seconds between two looks at how far it is.
 _GLANCE = 0.1
 
 
-@dataclass(frozen=True, slots=True)
-class Selection:
+class Selection(Value):
     """Which messages: what is due, or ``everything``, or ``ids``; of those only the ones that match the rest.
 
     ``domain``       of one of the waiting recipients
     ``id_part``, ``sender_part``, ``recipient_part``  octets that occur in it, in any case (sendmail -qI, -qS, -qR)
     """
 
-    everything: bool = False
-    ids: tuple[str, ...] = ()
-    domain: bytes = b""
-    id_part: bytes = b""
-    sender_part: bytes = b""
-    recipient_part: bytes = b""
+    __slots__ = ("domain", "everything", "id_part", "ids", "recipient_part", "sender_part")
+
+    def __init__(
+        self,
+        everything: bool = False,
+        ids: tuple[str, ...] = (),
+        domain: bytes = b"",
+        id_part: bytes = b"",
+        sender_part: bytes = b"",
+        recipient_part: bytes = b"",
+    ) -> None:
+        self.everything = everything
+        self.ids = ids
+        self.domain = domain
+        self.id_part = id_part
+        self.sender_part = sender_part
+        self.recipient_part = recipient_part
 
 
 class Stop:
@@ -76,7 +91,7 @@ def flush(
     """
     summary = Summary()
     Pickup(config, log).run()
-    if not os.path.lexists(f"{config.spool.path}/queue"):
+    if not _exists(f"{config.spool.path}/queue"):
         return summary
     stop = stop or Stop()
     missing: list[str] = []
@@ -153,8 +168,22 @@ def open_queue(config: Config, summary: Summary, log: Log) -> Queue:
     return Queue(config.spool.path, strict_sync=config.spool.sync == "each", report=report)
 
 
+def _exists(path: str) -> bool:
+    try:
+        posix.lstat(path)
+    except OSError:
+        return False
+    return True
+
+
 def new_run(config: Config, queue: Queue, summary: Summary, log: Log) -> Run:
     """What the attempts of one run share."""
+    smarthost = config.smarthost
+    if config.routes or smarthost is None or smarthost.srv or smarthost.username:
+        # dnspython and subprocess import it.  By a lane it would be taken for the main thread's, and fail at the end.
+        import threading  # noqa: F401
+
+        mx.find_dnspython()
     return Run(
         config,
         log,
@@ -201,7 +230,7 @@ def background_flush(config: Config, log: Log, stop: Stop | None = None) -> int:
                 seen |= {place.queue_id for place in queue.places("new")}
             summary = flush(config, Selection(), log=log, stop=stop, processes=workers.processes())
         finally:
-            os.close(slot)
+            posix.close(slot)
         # A message that came while the slots were taken found no flusher of its own to serve it; one that its
         # submission still held when it was listed was skipped, and may be free now.
         with Queue(config.spool.path) as queue:

@@ -18,22 +18,36 @@ Never touches a queue file (``delivery.attempt``) and never decides what is due 
 Source: Postfix's qmgr(8) and scheduler notes, for what a destination may take.
 """
 
-import threading
+from __future__ import annotations
+
 import time
-from collections import deque
-from collections.abc import Callable
-from dataclasses import replace
+from _thread import RLock, start_new_thread
 from time import monotonic, process_time
 
-from minisend.delivery.attempt import Attempt, Job, Run
-from minisend.delivery.destination import PROBE_PAUSE, Down, after_failure
-from minisend.delivery.policy import LOCAL, Verdict
-from minisend.delivery.rate import Rate, rate_of
-from minisend.delivery.remote import Content, Remote, Stopped
-from minisend.delivery.route import NextHop, common
+from minisend.delivery.attempt import Attempt
+from minisend.delivery.condition import Condition
+from minisend.delivery.destination import PROBE_PAUSE, after_failure
+from minisend.delivery.policy import LOCAL
+from minisend.delivery.rate import rate_of
+from minisend.delivery.remote import Remote, Stopped
+from minisend.delivery.route import common
 from minisend.errors import SystemFault
 from minisend.log import line
-from minisend.spool.store import Place
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections import deque
+    from collections.abc import Callable
+
+    from minisend.delivery.attempt import Run
+    from minisend.delivery.destination import Down
+    from minisend.delivery.policy import Verdict
+    from minisend.delivery.rate import Rate
+    from minisend.delivery.remote import Content
+    from minisend.delivery.route import NextHop
+    from minisend.spool.store import Place
+else:
+    from _collections import deque
 
 _FIRST_LANES = 5
 # Messages that a lane delivers before it makes room for a next hop that waits for a connection.
@@ -90,14 +104,14 @@ class _Destination:
     def __init__(
         self,
         hop: NextHop,
-        lock: threading.RLock,
+        lock: RLock,
         most: int,
         down: Down | None,
         rate: Rate | None,
     ) -> None:
         self.hop = hop
         self.work: deque[_Work] = deque()
-        self.changed = threading.Condition(lock)
+        self.changed = Condition(lock)
         self.lanes = 0
         self.coming = 0
         self.idle = 0
@@ -121,12 +135,13 @@ class Lanes:
     def __init__(self, run: Run, *, ready: Callable[[], None] = lambda: None) -> None:
         self._run = run
         self._ready = ready
-        self._lock = threading.RLock()
-        self._finished = threading.Condition(self._lock)
+        self._lock = RLock()
+        self._finished = Condition(self._lock)
+        self._ended = Condition(self._lock)
         # who waits for a rate: woken when it is of no use any more
-        self._no_patience = threading.Condition(self._lock)
+        self._no_patience = Condition(self._lock)
         self._destinations: dict[NextHop, _Destination] = {}
-        self._threads: set[threading.Thread] = set()
+        self._threads = 0
         # next hops that have work and no lane, since there is no connection for them
         self._queue: deque[_Destination] = deque()
         # queue id → the name under which it was added, and how many are at work for it
@@ -210,13 +225,8 @@ class Lanes:
         with self._lock:
             self._closing = True
             self._wake()
-        while True:
-            with self._lock:
-                threads = list(self._threads)
-            if not threads:
-                break
-            for thread in threads:
-                thread.join()
+            while self._threads:
+                self._ended.wait(_GLANCE)
         for destination in self._destinations.values():
             for work in destination.work:
                 if work.attempt is not None:
@@ -292,7 +302,7 @@ class Lanes:
             and destination.lanes < int(destination.limit)
             and not self.stopping
         ):
-            if len(self._threads) >= self._most:
+            if self._threads >= self._most:
                 if not destination.lanes and destination not in self._queue:
                     self._queue.append(destination)
                     # Whoever keeps a connection for nothing gives it up.
@@ -301,19 +311,18 @@ class Lanes:
                             other.changed.notify_all()
                     self._no_patience.notify_all()
                 return
-            thread = threading.Thread(target=self._lane, args=(destination,), daemon=True)
             try:
-                thread.start()
+                start_new_thread(self._lane, (destination,))
             except RuntimeError as exc:
                 # RLIMIT_NPROC, the limit of a container: there is room for as many as there are.
-                self._most = len(self._threads)
+                self._most = self._threads
                 if not self._most:
                     self._died = self._died or SystemFault(f"delivery: {exc}")
                     self.stop()
                 continue
             destination.lanes += 1
             destination.coming += 1
-            self._threads.add(thread)
+            self._threads += 1
 
     def _lane(self, destination: _Destination) -> None:
         lane = _Lane(self, self._run, destination)
@@ -339,13 +348,14 @@ class Lanes:
                     destination.limit = 1.0
                     if not destination.work and not (destination.down or destination.rate):
                         del self._destinations[destination.hop]
-                self._threads.discard(threading.current_thread())
-                while self._queue and len(self._threads) < self._most:
+                self._threads -= 1
+                while self._queue and self._threads < self._most:
                     self._staff(self._queue.popleft())
                 self._staff(destination)
+                self._ended.notify_all()
 
     def next_work(
-        self, destination: _Destination, lane: "_Lane", *, wait: bool = True
+        self, destination: _Destination, lane: _Lane, *, wait: bool = True
     ) -> _Work | None:
         """The next message for a lane; None when it is to end, or, without ``wait``, to be idle."""
         with self._lock:
@@ -383,7 +393,7 @@ class Lanes:
 
     # -- what is known of a destination
 
-    def let_in(self, destination: _Destination, lane: "_Lane") -> None:
+    def let_in(self, destination: _Destination, lane: _Lane) -> None:
         """A server of this destination is ready for a message."""
         down = None
         with self._lock:
@@ -412,9 +422,10 @@ class Lanes:
             self._staff(destination)
 
     def _is_busy(self) -> bool:
-        now, used = monotonic(), process_time()
+        now = monotonic()
         since, used_then = self._busy_since
         if now - since >= _BUSY_SECONDS:
+            used = process_time()
             self._busy = (used - used_then) / (now - since) >= _BUSY
             self._busy_since = (now, used)
         return self._busy
@@ -427,6 +438,8 @@ class Lanes:
 
     def delivered(self, destination: _Destination) -> None:
         """A message went through: room for a part of a further lane."""
+        if destination.limit >= destination.most:
+            return
         with self._lock:
             if not self._is_busy():
                 grown = destination.limit + destination.growth
@@ -470,9 +483,9 @@ class Lanes:
             self._run.log.info(
                 line("-", event="rate limit", relay=destination.hop.name, reason=down.reason)
             )
-        return replace(down, until=min(down.until, latest))
+        return down.but(until=min(down.until, latest))
 
-    def failed(self, destination: _Destination, lane: "_Lane", verdict: Verdict) -> Down | None:
+    def failed(self, destination: _Destination, lane: _Lane, verdict: Verdict) -> Down | None:
         """No server let this lane in: what its message, and all others, wait for.  None while there are lanes that were let in."""
         spool = self._run.config.spool
         with self._lock:
@@ -544,7 +557,7 @@ class _Lane:
             # Before the goodbye, which a server can draw out.
             self._make_durable()
 
-    def _more(self) -> "_Carried | None":
+    def _more(self) -> _Carried | None:
         """What is to follow a message over the same session; None when there is nothing now."""
         lanes, destination = self._lanes, self._destination
         while destination.rate is None:
@@ -560,7 +573,7 @@ class _Lane:
                 return carried
         return None
 
-    def _take(self, work: _Work) -> "_Carried | None":
+    def _take(self, work: _Work) -> _Carried | None:
         """Begin with a message; None when nothing is to be sent of it."""
         lanes, destination = self._lanes, self._destination
         self.served += 1
@@ -604,45 +617,33 @@ class _Lane:
 class _Carried:
     """A message that a lane has in hand, as ``delivery.remote`` sees it."""
 
-    __slots__ = ("_attempt", "_job", "_lane", "_work")
+    __slots__ = (
+        *("_attempt", "_lane", "_work"),
+        *("content", "fail", "recipients", "sender", "settle"),
+    )
+    content: Content
+    recipients: dict[int, bytes]
+    sender: bytes
+    settle: Callable[[list[Verdict]], bool]
+    fail: Callable[[Exception], None]
 
     def __init__(self, lane: _Lane, work: _Work, attempt: Attempt) -> None:
         self._lane = lane
         self._work = work
         self._attempt = attempt
-        self._job: Job | None = None
         lane._in_hand[self] = None
 
     def begin(self) -> bool:
         """Make it ready to be sent; False when there is nothing to send."""
-        self._job = self._attempt.job(self._lane._destination.hop)
-        return self._job is not None
-
-    @property
-    def _begun(self) -> Job:
-        if self._job is None:
-            raise RuntimeError("the message was not made ready")
-        return self._job
-
-    @property
-    def sender(self) -> bytes:
-        return self._begun.sender
-
-    @property
-    def recipients(self) -> dict[int, bytes]:
-        return self._begun.recipients
-
-    @property
-    def content(self) -> Content:
-        return self._begun.content
-
-    def settle(self, verdicts: list[Verdict]) -> bool:
-        """See ``remote.Job``."""
-        return self._begun.settle(verdicts)
-
-    def fail(self, error: Exception) -> None:
-        """See ``remote.Job``."""
-        self._begun.fail(error)
+        job = self._attempt.job(self._lane._destination.hop)
+        if job is None:
+            return False
+        self.content = job.content
+        self.recipients = job.recipients
+        self.sender = job.sender
+        self.settle = job.settle
+        self.fail = job.fail
+        return True
 
     def give_back(self) -> None:
         """See ``remote.Job``."""

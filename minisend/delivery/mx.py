@@ -46,22 +46,30 @@ resolver is bounded by resolv.conf's own options, not here.
 
 from __future__ import annotations
 
-import ipaddress
-import random
-import socket
+import _socket
 import time
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 from itertools import chain, groupby, zip_longest
-from typing import TYPE_CHECKING, TypeVar
 
 from minisend.delivery.route import ERROR, NextHop
 from minisend.errors import MinisendError
+from minisend.value import Value
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+    from typing import TypeVar
+
     from minisend.config import Config, Dns
 
-T = TypeVar("T")
+    T = TypeVar("T")
+
+# The seam to the DNS: (name, "MX" | "SRV" | "A" | "AAAA", seconds) -> records.
+#
+# Name: lower case, no final dot.  Records in zone file form ("10 mx.example.org.", "192.0.2.1"), CNAMEs
+# followed; () when the name has none of the kind.  Raises ``NoSuchName``, ``LookupFailed``, ``NoAnswer``;
+# an ``Unroutable`` goes through to the caller.
+if TYPE_CHECKING:
+    Query = Callable[[str, str, float], tuple[str, ...]]
 
 TRY_SECONDS = 5.0
 NEXT_HOP_SECONDS = 30.0
@@ -73,8 +81,7 @@ SMTP_PORT = 25
 _SERVICES = (("_submissions._tcp", "implicit"), ("_submission._tcp", "starttls"))
 
 
-@dataclass(frozen=True, slots=True)
-class Target:
+class Target(Value):
     """One address to connect to.
 
     ``host``     its name; the address itself when there is no name
@@ -83,11 +90,14 @@ class Target:
     ``domain``   what a certificate must hold in place of ``host``, "" for that
     """
 
-    host: str
-    address: str
-    port: int
-    tls: str = ""
-    domain: str = ""
+    __slots__ = ("address", "domain", "host", "port", "tls")
+
+    def __init__(self, host: str, address: str, port: int, tls: str = "", domain: str = "") -> None:
+        self.host = host
+        self.address = address
+        self.port = port
+        self.tls = tls
+        self.domain = domain
 
     @property
     def remote_mta(self) -> str:
@@ -120,13 +130,14 @@ class NoAnswer(LookupFailed):
     """Seam: no server said anything, for as long as it was given."""
 
 
-Query = Callable[[str, str, float], tuple[str, ...]]
-"""The seam to the DNS: (name, "MX" | "SRV" | "A" | "AAAA", seconds) -> records.
+def find_dnspython() -> None:
+    """Look for it where python3 -S, by which packages start this program, does not."""
+    import sys
 
-Name: lower case, no final dot.  Records in zone file form ("10 mx.example.org.", "192.0.2.1"), CNAMEs
-followed; () when the name has none of the kind.  Raises ``NoSuchName``, ``LookupFailed``, ``NoAnswer``;
-an ``Unroutable`` goes through to the caller.
-"""
+    if sys.flags.no_site and "site" not in sys.modules:
+        import site
+
+        site.main()
 
 
 def dns_query(settings: Dns) -> Query:
@@ -264,28 +275,44 @@ def targets(
     config: Config,
     resolver: Resolver,
     *,
-    shuffle: Callable[[list[str]], None] = random.shuffle,
-    draw: Callable[[int, int], int] = random.randint,
+    shuffle: Callable[[list[str]], None] | None = None,
+    draw: Callable[[int, int], int] | None = None,
     is_own: Callable[[str], bool] | None = None,
 ) -> list[Target]:
     """At least one target, in the order to try them.  Raises ``Unroutable``.
 
-    ``shuffle``  puts MX hosts of equal preference into a new order, in place (RFC 5321 section 5.1)
-    ``draw``     a number from the first to the second, both included, for SRV records of equal priority
+    ``shuffle``  puts MX hosts of equal preference into a new order, in place (RFC 5321 section 5.1);
+                 ``random.shuffle`` unless given
+    ``draw``     a number from the first to the second, both included, for SRV records of equal priority;
+                 ``random.randint`` unless given
     ``is_own``   tells an address of this machine, ``is_own_address`` unless given
     """
     if next_hop.kind == ERROR:
         raise Unroutable(next_hop.name, next_hop.status)
     smarthost = next_hop.smarthost_in(config)
     if smarthost is not None and smarthost.srv:
-        return _srv_targets(smarthost.srv, resolver, draw)
+        return _srv_targets(smarthost.srv, resolver, draw or _randint)
     if smarthost is not None:
         return _named_targets(smarthost.hosts, smarthost.port, "smarthost")
     if next_hop.path:
         return [Target("localhost", next_hop.path, 0, "none")]
     if next_hop.host:
         return _named_targets((next_hop.host,), next_hop.port, "server")
-    return _mx_targets(next_hop.domain, config, resolver, shuffle, is_own or is_own_address)
+    return _mx_targets(
+        next_hop.domain, config, resolver, shuffle or _shuffle, is_own or is_own_address
+    )
+
+
+def _shuffle(names: list[str]) -> None:
+    import random
+
+    random.shuffle(names)
+
+
+def _randint(least: int, most: int) -> int:
+    import random
+
+    return random.randint(least, most)  # noqa: S311 - a lot among servers, not a secret
 
 
 def _mx_targets(
@@ -426,10 +453,12 @@ def _named_targets(hosts: Iterable[str], port: int, what: str) -> list[Target]:
     status = "4.4.4"
     for host in hosts:
         try:
-            answers = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-        except socket.gaierror as exc:
+            # As octets: from text it would make octets by way of IDNA, which takes 5 ms to load.
+            name = host.encode("ascii")
+            answers = _socket.getaddrinfo(name, port, type=_socket.SOCK_STREAM)
+        except _socket.gaierror as exc:
             failures.append(f"{host}: {exc.strerror}")
-            if exc.errno == socket.EAI_AGAIN:
+            if exc.errno == _socket.EAI_AGAIN:
                 status = "4.4.3"
         except (UnicodeError, OSError) as exc:
             failures.append(f"{host}: {exc}")
@@ -447,6 +476,8 @@ def is_own_address(address: str) -> bool:
     any (net.ipv4.ip_nonlocal_bind), which a documentation address (RFC 5737, 3849) tells, that
     proves nothing, and only loopback is known.
     """
+    import ipaddress
+
     ip = ipaddress.ip_address(address)
     if isinstance(ip, ipaddress.IPv6Address):
         ip = ip.ipv4_mapped or ip
@@ -457,10 +488,13 @@ def is_own_address(address: str) -> bool:
 
 
 def _can_bind(address: str) -> bool:
-    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    family = _socket.AF_INET6 if ":" in address else _socket.AF_INET
     try:
-        with socket.socket(family, socket.SOCK_DGRAM) as probe:
+        probe = _socket.socket(family, _socket.SOCK_DGRAM)
+        try:
             probe.bind((address, 0))
+        finally:
+            probe.close()
     except OSError:
         return False
     return True
@@ -468,6 +502,8 @@ def _can_bind(address: str) -> bool:
 
 def _ip(text: str) -> str:
     """The address that the text is, without brackets; "" when it is none."""
+    import ipaddress
+
     try:
         return str(ipaddress.ip_address(text))
     except ValueError:
@@ -475,6 +511,8 @@ def _ip(text: str) -> str:
 
 
 def _is_unicast(address: str) -> bool:
+    import ipaddress
+
     # Nobody accepts a TCP connection on a multicast address, and binding to one succeeds.
     return not ipaddress.ip_address(address).is_multicast
 

@@ -3,15 +3,17 @@
 The one place where ``message.complete`` meets the store, for an attempt and for the report that returns the message.
 """
 
-from collections.abc import Iterator
-
 from minisend.config import Config
 from minisend.envelope import Facts
 from minisend.message.complete import complete, facts_for
-from minisend.message.header import HEADER_LIMIT, find
+from minisend.message.header import HEADER_LIMIT
 from minisend.message.header import split as split_header
 from minisend.spool.record import EIGHT_BIT, LONG_LINE
 from minisend.spool.store import Entry
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 
 class Outgoing:
@@ -48,23 +50,24 @@ class Outgoing:
         self._first = entry.first_octets(HEADER_LIMIT + 4096)
         header = split_header(self._first, complete=len(self._first) == entry.size)
         self._offset = header.body
-        self.hops = len(find(header.fields, b"received"))
+        self.hops = [field.name.lower() for field in header.fields].count(b"received")
         self.header = complete(header, entry.envelope, self.facts)
         self.body_size = entry.size - header.body
         self.wire_size = len(self.header) + self.header.count(b"\n") + self.body_size
         if len(self._first) == entry.size:
             # Each LF, CR or CR LF becomes two octets.
             at = header.body
-            feeds, returns = self._first.count(b"\n", at), self._first.count(b"\r", at)
-            self.wire_size += feeds + returns - 2 * self._first.count(b"\r\n", at)
+            self.wire_size += self._first.count(b"\n", at)
+            if returns := self._first.count(b"\r", at):
+                self.wire_size += returns - 2 * self._first.count(b"\r\n", at)
         self.eight_bit = EIGHT_BIT in entry.trailer.flags or not self.header.isascii()
         self.long_line = None if entry.trailer.lines < 0 else LONG_LINE in entry.trailer.flags
 
-    def body(self) -> Iterator[bytes]:
+    def body(self) -> "Iterator[bytes]":
         """The body in pieces, any line ends.  Raises BrokenRecord before its last piece when it is not as it was written."""
         return self._entry.verified_octets(self._first, self._offset)
 
-    def octets(self) -> Iterator[bytes]:
+    def octets(self) -> "Iterator[bytes]":
         """Header and body; raises as ``body``."""
         yield self.header
         yield from self.body()

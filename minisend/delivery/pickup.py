@@ -7,16 +7,18 @@ Limits: the numbers of [limits] count what is in the queue at the beginning of e
 opened; without them, as is the default, none is.
 """
 
-import os
+import posix
 import time
 
-from minisend.config import Config
 from minisend.errors import SpoolError
 from minisend.log import NO_MESSAGE, Log, line
-from minisend.spool.enqueue import Floor
-from minisend.spool.ingest import SOON, Ingest, Result, count, is_ours
-from minisend.spool.limits import Usage
+from minisend.spool.place import is_own_drop
 from minisend.spool.store import Queue
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from minisend.config import Config
+    from minisend.spool.ingest import Result
 
 # Seconds between two looks at the time of the directory; between two at what is in it, when something could not be taken
 # the last time, and when nothing is known to be there.
@@ -28,11 +30,11 @@ _LOOK = 300.0
 class Pickup:
     """For the drop directory of a configuration, if it has one and it is ours."""
 
-    def __init__(self, config: Config, log: Log) -> None:
+    def __init__(self, config: "Config", log: Log) -> None:
         self._config = config
         self._log = log
-        drop = config.submission.drop
-        self._drop = drop if drop and is_ours(drop) else ""
+        drop = config.served.drop
+        self._drop = drop if drop and is_own_drop(drop) else ""
         self._next = 0.0
         self._changed = -1
 
@@ -46,38 +48,43 @@ class Pickup:
         if not self._drop:
             return False
         try:
-            changed = os.stat(f"{self._drop}/new").st_mtime_ns
+            changed = posix.stat(f"{self._drop}/new").st_mtime_ns
         except OSError:
             changed = -1
         now = time.monotonic()
         if changed == self._changed and now < self._next:
             return False
         result = self.run()
-        # Nobody says when what is left can be taken.  What a writer has in hand is soon free, what has no room later.
-        if result.busy or not SOON.isdisjoint(result.left):
+        # Nobody says when what is left can be taken.  What somebody has in hand is soon free, what has no room later.
+        if result is None or result.is_in_hand:
             self._next = now + _GLANCE
         else:
             self._next = now + (_AGAIN if result.left else _LOOK)
         # As of before: what came during the run may have been missed by it.
         self._changed = changed
-        return bool(result.ingested)
+        return result is not None and bool(result.ingested)
 
-    def run(self) -> Result:
-        """Bring in what is there now, whatever the time of the directory says.
+    def run(self) -> "Result | None":
+        """Bring in what is there now, whatever the time of the directory says; None when that could not be tried.
 
         Trouble with the drop directory is logged, and keeps nobody from delivering what is in the queue.
         """
         if not self._drop:
-            return Result()
+            return None
         try:
             result = self._ingest()
         except SpoolError as exc:
             self._log.error(line(NO_MESSAGE, event="drop", reason=str(exc)))
-            return Result()
+            return None
         self._tell(result)
         return result
 
-    def _ingest(self) -> Result:
+    def _ingest(self) -> "Result":
+        # Not for who has no drop directory.
+        from minisend.spool.enqueue import Floor
+        from minisend.spool.ingest import Ingest, count
+        from minisend.spool.limits import Usage
+
         spool, limits = self._config.spool, self._config.limits
         usage = None
         if limits.messages_per_uid or limits.octets_per_uid or limits.rate_per_uid:
@@ -98,7 +105,7 @@ class Pickup:
             floor=Floor(f"{spool.path}/queue", spool.min_free, spool.min_free_inodes),
         ).run()
 
-    def _tell(self, result: Result) -> None:
+    def _tell(self, result: "Result") -> None:
         for queue_id, uid, octets in result.ingested:
             self._log.info(line(queue_id, event="ingested", claimed_uid=uid, size=octets))
         for queue_id in result.duplicates:

@@ -37,9 +37,6 @@ else "the class is all we know": X.0.0 (RFC 3463 section 3.1).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
-
 from minisend.delivery.mx import Unroutable
 from minisend.envelope import DELAYED, FAILED, RELAYED, Outcome
 from minisend.errors import (
@@ -66,8 +63,13 @@ from minisend.smtp.client import (
     STARTTLS,
     Answer,
 )
+from minisend.smtp.dialogue import Refused
 from minisend.smtp.reply import Reply
-from minisend.smtp.session import Refused
+from minisend.value import Value
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 # Verdict.then
 STOP = "stop"
@@ -120,7 +122,7 @@ _MISCONFIGURED = "4.3.5"
 _SAID_LIMIT = 1024
 
 
-class Verdict(NamedTuple):
+class Verdict(Value):
     """What one try with one server came to for one recipient.
 
     ``outcome``  to be recorded, unless ``then`` leads to a better one
@@ -131,10 +133,13 @@ class Verdict(NamedTuple):
     ``reports``  the server offers DSN: of a success it tells the sender itself (RFC 3461 section 5.2.1)
     """
 
-    outcome: Outcome
-    then: str
-    scope: str
-    reports: bool = False
+    __slots__ = ("outcome", "reports", "scope", "then")
+
+    def __init__(self, outcome: Outcome, then: str, scope: str, reports: bool = False) -> None:
+        self.outcome = outcome
+        self.then = then
+        self.scope = scope
+        self.reports = reports
 
     def after(self, earlier: Verdict | None) -> Verdict:
         """The one of the two that stands for the attempt: this, the later one.
@@ -160,7 +165,9 @@ def judge_transaction(
     ``recipients``  their indexes into ``Envelope.recipients``; ``remote_mta``, ``at`` as in ``Outcome``
     ``reports``     the server offers DSN
     """
-    others_accepted = any(_phase(result) in (DATA, BDAT, END_OF_DATA) for result in results)
+    others_accepted = len(results) > 1 and any(
+        _phase(result) in (DATA, BDAT, END_OF_DATA) for result in results
+    )
     return [
         judge(
             recipient,
@@ -304,6 +311,8 @@ def _judge_answer(
 
 def _cut(reply: Reply) -> Reply:
     """The reply with the first _SAID_LIMIT octets of its text, before anything is made of it that costs more the longer it is."""
+    if len(reply.lines) == 1 and len(reply.lines[0]) < _SAID_LIMIT:
+        return reply
     if sum(map(len, reply.lines)) + len(reply.lines) <= _SAID_LIMIT:
         return reply
     room = _SAID_LIMIT

@@ -19,20 +19,26 @@ What is counted is messages to which a server was to be asked, whatever the numb
 takes them or not.
 """
 
+from __future__ import annotations
+
 import errno
 import fcntl
-import os
+import posix
 import struct
-import threading
-from collections import deque
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from _thread import allocate_lock
 from math import ceil
 
-from minisend.config import Config
 from minisend.delivery.destination import Down
-from minisend.delivery.route import NextHop
 from minisend.spool.place import state
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections import deque
+
+    from minisend.config import Config
+    from minisend.delivery.route import NextHop
+else:
+    from _collections import deque
 
 # How long a message waits when the file cannot be had.
 _PAUSE = 60.0
@@ -55,7 +61,7 @@ class Rate:
         self._table = f"[smarthosts.{name}]" if name else "[smarthost]"
         self._count = count
         self._seconds = seconds
-        self._lock = threading.Lock()
+        self._lock = allocate_lock()
         # The times that were given out for messages to come back at, earliest first.
         self._promised: deque[float] = deque()
         self.told = False
@@ -101,34 +107,48 @@ class Rate:
                 at=now,
             )
 
-    @contextmanager
-    def _ring(self) -> "Iterator[_Ring]":
+    def _ring(self) -> _Ring:
         """The file, locked.  Raises OSError, as all that is done with it."""
-        with suppress(FileExistsError):
-            state(self._spool, make=True)
-            os.mkdir(self._directory, 0o700)
-        fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         try:
-            fcntl.flock(fd, fcntl.LOCK_EX)
-            yield _Ring(fd, self._count, self._seconds)
-        finally:
-            os.close(fd)
+            state(self._spool, make=True)
+            posix.mkdir(self._directory, 0o700)
+        except FileExistsError:
+            pass
+        fd = posix.open(
+            self._path, posix.O_RDWR | posix.O_CREAT | posix.O_NOFOLLOW | posix.O_CLOEXEC, 0o600
+        )
+        return _Ring(fd, self._count, self._seconds)
 
 
 class _Ring:
-    """The times of the last ``count`` messages in an open file, which is made one of them if it is not."""
+    """The times of the last ``count`` messages in an open file, which is made one of them if it is not.
+
+    Locked and closed as a context.
+    """
 
     def __init__(self, fd: int, count: int, seconds: int) -> None:
         self._fd = fd
         self._count = count
         self._seconds = seconds
-        self._oldest = self._find_oldest()
+        self._oldest = 0
+
+    def __enter__(self) -> _Ring:
+        try:
+            fcntl.flock(self._fd, fcntl.LOCK_EX)
+            self._oldest = self._find_oldest()
+        except BaseException:
+            posix.close(self._fd)
+            raise
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        posix.close(self._fd)
 
     def free(self, ahead: int, now: float) -> float:
         """When a message may begin before which ``ahead`` others do."""
         rounds, ahead = divmod(ahead, self._count)
         at = self._at(ahead)
-        begun: float = _TIME.unpack(os.pread(self._fd, _TIME.size, at))[0]
+        begun: float = _TIME.unpack(posix.pread(self._fd, _TIME.size, at))[0]
         if not begun <= now:
             # Written down: else it would be in the future for as long as the clock was set back.
             begun = now
@@ -145,28 +165,28 @@ class _Ring:
         return _HEAD.size + (self._oldest + ahead) % self._count * _TIME.size
 
     def _find_oldest(self) -> int:
-        size = os.fstat(self._fd).st_size
+        size = posix.fstat(self._fd).st_size
         count, oldest = 0, 0
         if size >= _HEAD.size:
-            count, oldest = _HEAD.unpack(os.pread(self._fd, _HEAD.size, 0))
+            count, oldest = _HEAD.unpack(posix.pread(self._fd, _HEAD.size, 0))
         whole = size == _HEAD.size + count * _TIME.size and oldest < count
         if whole and count == self._count:
             return int(oldest)
         times: list[float] = []
         if whole:
-            octets = os.pread(self._fd, count * _TIME.size, _HEAD.size)
+            octets = posix.pread(self._fd, count * _TIME.size, _HEAD.size)
             times = [time for (time,) in _TIME.iter_unpack(octets)]
             times = (times[oldest:] + times[:oldest])[-self._count :]
         times = [0.0] * (self._count - len(times)) + times
         # Until all of it is written there is no file of this length, so none that could be read.
-        os.ftruncate(self._fd, 0)
+        posix.ftruncate(self._fd, 0)
         _write(self._fd, _HEAD.pack(self._count, 0) + b"".join(map(_TIME.pack, times)), 0)
         return 0
 
 
 def _write(fd: int, octets: bytes, at: int) -> None:
-    if os.pwrite(fd, octets, at) < len(octets):
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    if posix.pwrite(fd, octets, at) < len(octets):
+        raise OSError(errno.ENOSPC, posix.strerror(errno.ENOSPC))
 
 
 def rate_of(hop: NextHop, config: Config) -> Rate | None:

@@ -14,35 +14,51 @@ next hop is left in peace, ``delivery.lanes``'s; no queue file is known here.
     a last server has been asked                        the job hears who still waits, and why
 """
 
-import os
-import time
-from collections import deque
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
-from typing import Protocol
+from __future__ import annotations
 
-from minisend.config import Config
-from minisend.delivery import mx, policy, tls
-from minisend.delivery.mx import Target
-from minisend.delivery.policy import Verdict
-from minisend.delivery.route import LMTP, NextHop
-from minisend.delivery.secrets import credentials
+import posix
+import time
+
+from minisend.delivery import mx, policy
+from minisend.delivery.route import LMTP
 from minisend.errors import ConfigError, MinisendError, NetworkError, SmtpError
-from minisend.message import convert
-from minisend.message.convert import CannotConvert, Conversion
-from minisend.smtp.client import AUTH, Extensions
-from minisend.smtp.session import Deadlines, DsnRequest, Refused, Session, Transaction
-from minisend.smtp.stream import HandshakeError, Stream, connect, connect_unix
+from minisend.smtp.client import AUTH
+from minisend.smtp.deadlines import Deadlines
+from minisend.smtp.dialogue import Refused
+from minisend.smtp.session import Session
+from minisend.smtp.stream import HandshakeError, connect, connect_unix
+from minisend.smtp.transaction import DsnRequest, Transaction
+from minisend.value import Value
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections import deque
+    from collections.abc import Callable, Iterable, Mapping
+    from typing import Protocol
+
+    from minisend.config import Config, Smarthost
+    from minisend.delivery.mx import Target
+    from minisend.delivery.policy import Verdict
+    from minisend.delivery.route import NextHop
+    from minisend.message.convert import Conversion
+    from minisend.smtp.client import Extensions
+    from minisend.smtp.handshake import Trust
+    from minisend.smtp.stream import Stream
+else:
+    from _collections import deque
+
+    Protocol = object
 
 # RFC 5321 section 4.5.3.1.8: every server takes as many recipients in one transaction.
 _RECIPIENTS = 100
 # More are not sent in one, whatever a server says it takes (RFC 9422): for each, room is reserved for its outcome.
 MOST_RECIPIENTS = 1000
 _NO_REQUEST = DsnRequest()
+# The level of TLS that is none.
+_NO_TLS = "none"
 
 
-@dataclass(frozen=True, slots=True)
-class Content:
+class Content(Value):
     """A message as it is to be sent.
 
     ``octets``     gives the message anew at each call, any line ends
@@ -53,15 +69,31 @@ class Content:
     ``ret``, ``envid``, ``dsn``  what its sender asked for (RFC 3461); ``dsn`` by index of the recipient
     """
 
-    octets: Callable[[], Iterable[bytes]]
-    size: int
-    eight_bit: bool
-    header: bytes = b""
-    long_line: bool | None = False
-    ret: str = ""
-    envid: str = ""
-    dsn: Mapping[int, DsnRequest] = field(default_factory=dict)
-    _planned: dict[str, "Conversion | None"] = field(default_factory=dict)
+    __slots__ = (
+        *("_planned", "dsn", "eight_bit", "envid", "header"),
+        *("long_line", "octets", "ret", "size"),
+    )
+
+    def __init__(
+        self,
+        octets: Callable[[], Iterable[bytes]],
+        size: int,
+        eight_bit: bool,
+        header: bytes = b"",
+        long_line: bool | None = False,
+        ret: str = "",
+        envid: str = "",
+        dsn: Mapping[int, DsnRequest] | None = None,
+    ) -> None:
+        self.octets = octets
+        self.size = size
+        self.eight_bit = eight_bit
+        self.header = header
+        self.long_line = long_line
+        self.ret = ret
+        self.envid = envid
+        self.dsn = dsn or {}
+        self._planned: dict[str, Conversion | None] = {}
 
     def for_server(self, offered: Extensions) -> tuple[Callable[[], Iterable[bytes]], int, bool]:
         """Octets, size and 8-bit as they go to a server that offers this.
@@ -70,6 +102,8 @@ class Content:
         """
         if not self.eight_bit and self.long_line is False:
             return self.octets, self.size, False
+        from minisend.message import convert
+
         need = convert.needs(
             self.header,
             eight_bit=self.eight_bit,
@@ -160,7 +194,7 @@ class Remote:
         self._deadlines = Deadlines()
         self._kept: tuple[Target, Session] | None = None
 
-    def __enter__(self) -> "Remote":
+    def __enter__(self) -> Remote:
         return self
 
     def __exit__(self, *exc_info: object) -> None:
@@ -168,7 +202,7 @@ class Remote:
             self._kept[1].quit()
             self._kept = None
 
-    def serve(self, job: "Job", more: Callable[[], "Job | None"]) -> None:
+    def serve(self, job: Job, more: Callable[[], Job | None]) -> None:
         """Deliver this job, and those that ``more`` gives while a session has room for them.
 
         Each one hears of its recipients as they are settled (``settle``), and at the end is told so (``done``).
@@ -193,7 +227,7 @@ class Remote:
                 return
 
     def _ask(
-        self, errand: "_Errand", more: Callable[[], "Job | None"], left: "deque[_Errand]"
+        self, errand: _Errand, more: Callable[[], Job | None], left: deque[_Errand]
     ) -> Verdict | None:
         """Ask the kept session, then one server after the other, until nobody waits.
 
@@ -267,7 +301,7 @@ class Remote:
             if not error.plain_text_allowed:
                 raise
             # Opportunistic: better in plain text than not at all (RFC 7435), on a connection of its own.
-            return self._session(target, level=tls.NONE)
+            return self._session(target, level=_NO_TLS)
         except Refused as error:
             token = self._token
             smarthost = self._hop.smarthost_in(self._config)
@@ -284,16 +318,22 @@ class Remote:
 
     def _session(self, target: Target, *, level: str = "", rejected: bytes = b"") -> Session:
         smarthost = self._hop.smarthost_in(self._config)
-        if smarthost is not None:
-            trust = tls.smarthost_trust(smarthost, name=self._hop.smarthost)
-            secret = credentials(
-                smarthost, os.environb, os.geteuid(), name=self._hop.smarthost, rejected=rejected
-            )
-        else:
-            trust = tls.mx_trust(self._config.delivery)
-            secret = None
-        self._token = secret.token if secret is not None else b""
         settings = smarthost or self._config.delivery
+        trust = None
+        if settings.tls != _NO_TLS:
+            trust = self._trust(smarthost)
+        secret = None
+        if smarthost is not None and (smarthost.username or smarthost.auth == "external"):
+            from minisend.delivery.secrets import credentials
+
+            secret = credentials(
+                smarthost,
+                posix.environ,
+                posix.geteuid(),
+                name=self._hop.smarthost,
+                rejected=rejected,
+            )
+        self._token = secret.token if secret is not None else b""
         if self._trace is not None:
             self._trace(f"-- connecting to {target.remote_mta}")
         self._current = None
@@ -307,7 +347,7 @@ class Remote:
             credentials=secret,
             auth=smarthost.auth if smarthost is not None else "auto",
             # tls = "none" is the admin's word that this connection needs no protection.
-            allow_cleartext=settings.tls == tls.NONE,
+            allow_cleartext=settings.tls == _NO_TLS,
             deadlines=self._deadlines,
             trace=self._trace,
             lmtp=self._hop.kind == LMTP,
@@ -315,6 +355,14 @@ class Remote:
         )
         session.open()
         return session
+
+    def _trust(self, smarthost: Smarthost | None) -> Trust | None:
+        # ssl, and what leads to it: paid for by those who use it.
+        from minisend.delivery import tls
+
+        if smarthost is None:
+            return tls.mx_trust(self._config.delivery)
+        return tls.smarthost_trust(smarthost, name=self._hop.smarthost)
 
     def _connect(self, target: Target) -> Stream:
         if self._hop.path:
@@ -330,9 +378,9 @@ class Remote:
         self,
         target: Target,
         session: Session,
-        first: "_Errand",
-        more: Callable[[], "Job | None"],
-        left: "deque[_Errand]",
+        first: _Errand,
+        more: Callable[[], Job | None],
+        left: deque[_Errand],
     ) -> None:
         """Send ``first``, and what ``more`` gives, to as many as this server takes.
 
@@ -343,6 +391,7 @@ class Remote:
         flying: deque[tuple[_Errand, list[int]]] = deque()
         first.todo = list(first.waiting)
         limit = min(session.extensions.rcpt_max or _RECIPIENTS, MOST_RECIPIENTS)
+        remote_mta, reports = target.remote_mta, session.extensions.dsn
 
         def upcoming() -> Transaction | None:
             while True:
@@ -358,10 +407,13 @@ class Remote:
                 batch, errand.todo = errand.todo[:limit], errand.todo[limit:]
                 try:
                     transaction = errand.transaction(batch, session)
-                except CannotConvert as error:
-                    self._judge(errand, batch, error, "")
                 except Exception as error:  # noqa: BLE001 - what reading a message raises is for its job
-                    errand.fail(error)
+                    from minisend.message.convert import CannotConvert
+
+                    if isinstance(error, CannotConvert):
+                        self._judge(errand, batch, error, "")
+                    else:
+                        errand.fail(error)
                 else:
                     errand.flying += 1
                     flying.append((errand, batch))
@@ -377,14 +429,10 @@ class Remote:
                 errand.fail(results)
             elif not errand.over:
                 verdicts = policy.judge_transaction(
-                    batch,
-                    results,
-                    remote_mta=target.remote_mta,
-                    at=time.time(),
-                    reports=session.extensions.dsn,
+                    batch, results, remote_mta=remote_mta, at=time.time(), reports=reports
                 )
                 # Only while each transaction settles somebody: a server may take some recipients and then no message.
-                if errand.take(verdicts):
+                if errand.take(verdicts) and errand.waiting:
                     again = [v.outcome.recipient for v in verdicts if v.then == policy.AGAIN]
                     if again and not errand.over:
                         errand.todo = again + errand.todo
@@ -394,7 +442,7 @@ class Remote:
         ended = NetworkError("the session ended before it was this recipient's turn")
         for errand in dict.fromkeys(ready):
             if errand.todo:
-                self._judge(errand, errand.todo, ended, target.remote_mta)
+                self._judge(errand, errand.todo, ended, remote_mta)
                 errand.todo = []
                 self._land(errand, first, target, left)
         # Of two hosts that both put a recipient off, the one that is to be asked first stays.
@@ -405,10 +453,10 @@ class Remote:
 
     def _land(
         self,
-        errand: "_Errand",
-        first: "_Errand",
+        errand: _Errand,
+        first: _Errand,
         target: Target,
-        left: "deque[_Errand]",
+        left: deque[_Errand],
         *,
         anew: bool = False,
     ) -> None:
@@ -433,7 +481,7 @@ class Remote:
             raise Stopped
 
     def _judge(
-        self, errand: "_Errand", indexes: Iterable[int], error: MinisendError, remote_mta: str
+        self, errand: _Errand, indexes: Iterable[int], error: MinisendError, remote_mta: str
     ) -> None:
         now = time.time()
         errand.take(
@@ -459,7 +507,7 @@ class _Errand:
 
     __slots__ = ("asked", "ended", "flying", "job", "latest", "over", "todo", "waiting")
 
-    def __init__(self, job: "Job") -> None:
+    def __init__(self, job: Job) -> None:
         self.job = job
         self.waiting = dict(job.recipients)
         self.latest: dict[int, Verdict] = {}

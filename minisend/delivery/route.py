@@ -23,11 +23,16 @@ to its recipient by the routes as any message.
 Sources: RFC 5321 sections 2.3.5, 2.4, 4.1.3 and 5.1.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from __future__ import annotations
 
 from minisend.address import AddressError, same, split, to_ascii
-from minisend.config import Config, Route, Smarthost
+from minisend.value import Value
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from minisend.config import Config, Route, Smarthost
 
 ERROR = "error"
 DISCARD = "discard"
@@ -37,8 +42,7 @@ SMTP = "smtp"
 MX = "mx"
 
 
-@dataclass(frozen=True, slots=True)
-class NextHop:
+class NextHop(Value):
     """One destination: recipients with equal next hops share a transaction.
 
     ``kind``       ERROR (the recipient fails) | DISCARD | SMARTHOST | LMTP | SMTP | MX
@@ -54,14 +58,34 @@ class NextHop:
     ``host``, ``port``, ``path``  with SMTP and LMTP as in ``config.Route``
     """
 
-    kind: str
-    name: str
-    domain: str = ""
-    status: str = ""
-    smarthost: str = ""
-    host: str = ""
-    port: int = 0
-    path: str = ""
+    __slots__ = ("domain", "host", "kind", "name", "path", "port", "smarthost", "status")
+
+    def __init__(
+        self,
+        kind: str,
+        name: str,
+        domain: str = "",
+        status: str = "",
+        smarthost: str = "",
+        host: str = "",
+        port: int = 0,
+        path: str = "",
+    ) -> None:
+        self.kind = kind
+        self.name = name
+        self.domain = domain
+        self.status = status
+        self.smarthost = smarthost
+        self.host = host
+        self.port = port
+        self.path = path
+
+    def __hash__(self) -> int:
+        # Asked for many times a message; no two destinations have the same.
+        return hash(self.name)
+
+    # Python takes it away from who defines the one and not the other.
+    __eq__ = Value.__eq__
 
     def smarthost_in(self, config: Config) -> Smarthost | None:
         """The table that says how to connect and to log in; None when this is no smarthost."""
@@ -70,8 +94,10 @@ class NextHop:
 
 def _dash(recipient: bytes, sender: bytes, config: Config) -> NextHop | None:
     """No account's name begins with a dash (Postfix has allow_min_user): it is an option that came after a recipient."""
-    local, domain = split(recipient)
-    if local.startswith(b"-") and same(b"x@" + domain, b"x@" + config.mail_domain.encode()):
+    if not recipient.startswith(b"-"):
+        return None
+    _, domain = split(recipient)
+    if same(b"x@" + domain, b"x@" + config.mail_domain.encode()):
         return NextHop(ERROR, "no account begins with a dash", status="5.1.1")
     return None
 
@@ -94,6 +120,17 @@ def _smarthost(name: str, config: Config) -> NextHop | None:
     smarthost = config.named_smarthost(name)
     if smarthost is None:
         return None
+    hop = _smarthosts.get((name, smarthost))
+    if hop is None:
+        hop = _smarthosts[name, smarthost] = _smarthost_hop(name, smarthost)
+    return hop
+
+
+# One object for each, since most messages go to the same: (name of the table, table) → next hop.
+_smarthosts: dict[tuple[str, Smarthost], NextHop] = {}
+
+
+def _smarthost_hop(name: str, smarthost: Smarthost) -> NextHop:
     # The brackets say, as in Postfix, that the host itself is meant and not its MX.
     place = f"srv:{smarthost.srv}" if smarthost.srv else ""
     place = place or ",".join(f"[{host}]:{smarthost.port}" for host in smarthost.hosts)
@@ -137,7 +174,11 @@ def route(recipient: bytes, config: Config, sender: bytes = b"") -> NextHop:
     An address without domain is not looked up on anybody's behalf: its MX next hop has the domain
     "", which ``delivery.mx`` answers with 5.1.2.
     """
-    return next(hop for rule in _RULES if (hop := rule(recipient, sender, config)) is not None)
+    for rule in _RULES:
+        hop = rule(recipient, sender, config)
+        if hop is not None:
+            return hop
+    raise RuntimeError("the last rule has an answer for everybody")
 
 
 def common(config: Config) -> NextHop | None:

@@ -19,18 +19,18 @@ from __future__ import annotations
 
 import os
 import select
-import signal
 import stat
-import subprocess
 import time
-from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
 from minisend.errors import ConfigError
-from minisend.smtp.auth import Credentials
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    import subprocess
+    from collections.abc import Mapping
+
     from minisend.config import Smarthost
+    from minisend.smtp.auth import Credentials
 
 DEADLINE = 30.0
 # An OAuth token has some kilobytes; more than this is the wrong file.
@@ -54,11 +54,13 @@ def credentials(
     Raises ``ConfigError`` with key, file or command, what is wrong and the remedy.
     """
     username = smarthost.username.encode()
+    if smarthost.auth == "none" or not (username or smarthost.auth == "external"):
+        return None
+    from minisend.smtp.auth import Credentials
+
     if smarthost.auth == "external":
         # The client certificate of the connection is the proof.
         return Credentials(username)
-    if not username or smarthost.auth == "none":
-        return None
     if smarthost.uses_oauth2:
         # HTTPS and JSON: paid for by those who use it.
         from minisend.delivery.oauth.access import access_token
@@ -154,6 +156,10 @@ def _output(what: str, command: tuple[str, ...]) -> bytes:
 
     A session of its own: no terminal to ask for a passphrase on, and one signal ends its children too.
     """
+    # 12 ms, paid for by those who use it.
+    import signal
+    import subprocess
+
     try:
         process = subprocess.Popen(  # noqa: S603 - the administrator's own command, no shell
             command,

@@ -4,7 +4,7 @@ A slot is a lock on ``<spool>/state/slots/<number>``; it is free again when its 
 """
 
 import fcntl
-import os
+import posix
 
 from minisend.errors import SpoolError
 from minisend.spool.place import state
@@ -22,7 +22,7 @@ def take(spool: str) -> int | None:
     try:
         try:
             state(spool, make=True)
-            os.mkdir(directory, 0o700)
+            posix.mkdir(directory, 0o700)
         except FileExistsError:
             pass
         for number in range(SLOTS):
@@ -36,11 +36,11 @@ def take(spool: str) -> int | None:
 
 def _lock(path: str) -> int | None:
     """A descriptor of the locked file, None when another process has it."""
-    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    fd = posix.open(path, posix.O_RDWR | posix.O_CREAT | posix.O_NOFOLLOW | posix.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as exc:
-        os.close(fd)
+        posix.close(fd)
         if isinstance(exc, BlockingIOError):
             return None
         raise

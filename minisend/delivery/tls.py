@@ -21,8 +21,8 @@ months must see a new CA.  ``ssl`` (13 ms) is imported when the first is made.
 from __future__ import annotations
 
 import os
+from _thread import allocate_lock
 from functools import lru_cache
-from threading import Lock
 from typing import TYPE_CHECKING, NamedTuple
 
 from minisend.delivery.secrets import read_secret
@@ -76,7 +76,7 @@ class _Terms(NamedTuple):
 
 
 # Lanes that begin together are not to make the same one each.
-_making = Lock()
+_making = allocate_lock()
 
 
 def smarthost_trust(smarthost: Smarthost, *, name: str = "") -> Trust | None:

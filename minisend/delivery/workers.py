@@ -7,16 +7,23 @@ back through a pipe; the locks on the messages, not the shares, are what keeps t
 A worker that dies (killed, out of memory) leaves its messages in the queue; the run then counts as stopped.
 """
 
-import json
-import os
-import signal
+from __future__ import annotations
+
+import posix
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, fields
+from _signal import SIGTERM  # type: ignore[import-not-found]
 
 from minisend.delivery.attempt import Summary
-from minisend.log import Log, line
-from minisend.spool.store import Place
+from minisend.log import line
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from minisend.log import Log
+    from minisend.spool.store import Place
+
+    Deliver = Callable[[Sequence[Place], Summary, bool], None]
 
 #: Messages that make a process worth while: it takes some milliseconds to begin.
 WORTH = 100
@@ -24,8 +31,6 @@ WORTH = 100
 MOST = 4
 
 _FAR, _NEAR = b"f", b"n"
-
-Deliver = Callable[[Sequence[Place], Summary, bool], None]
 
 
 class _Worker:
@@ -48,40 +53,40 @@ class Workers:
         self._gone = False
 
     def _start(self, share: Sequence[Place], deliver: Deliver) -> _Worker:
-        go_read, go_write = os.pipe()
-        told_read, told_write = os.pipe()
-        pid = os.fork()
+        go_read, go_write = posix.pipe()
+        told_read, told_write = posix.pipe()
+        pid = posix.fork()
         if pid:
-            os.close(go_read)
-            os.close(told_write)
+            posix.close(go_read)
+            posix.close(told_write)
             return _Worker(pid, go_write, told_read)
         code = 1
         try:
-            os.close(go_write)
-            os.close(told_read)
+            posix.close(go_write)
+            posix.close(told_read)
             summary = Summary()
-            if told := os.read(go_read, 1):
+            if told := posix.read(go_read, 1):
                 deliver(share, summary, told == _FAR)
-                os.write(told_write, json.dumps(asdict(summary)).encode("ascii"))
+                posix.write(told_write, _packed(summary))
             code = 0
         except Exception as exc:  # noqa: BLE001 - the first process tells that it failed
             self._log.error(line("-", event="worker", reason=f"{type(exc).__name__}: {exc}"))
         finally:
             # Nothing of the first process's is to be flushed, closed or cleaned up a second time.
-            os._exit(code)
+            posix._exit(code)
 
     def begin(self, far: bool) -> None:
         """Let them deliver: a server has let us in.  ``far``: and took its time for it, so that many lanes are of use."""
         if not self._gone:
             self._gone = True
             for worker in self._workers:
-                os.write(worker.go, _FAR if far else _NEAR)
+                posix.write(worker.go, _FAR if far else _NEAR)
 
     def stop(self) -> None:
         """End them with their current transactions.  Safe in a signal handler."""
         for worker in self._workers:
             try:
-                os.kill(worker.pid, signal.SIGTERM)
+                posix.kill(worker.pid, SIGTERM)
             except ProcessLookupError:
                 pass
 
@@ -89,25 +94,25 @@ class Workers:
         """Wait for them, and add up.  False when they were never told to begin: their shares are untouched."""
         begun = self._gone
         for worker in self._workers:
-            os.close(worker.go)
+            posix.close(worker.go)
         for worker in self._workers:
             with open(worker.told, "rb") as pipe:
                 told = pipe.read()
-            _, status = os.waitpid(worker.pid, 0)
+            _, status = posix.waitpid(worker.pid, 0)
             if not begun:
                 continue
             if status or not told:
                 self._log.error(line("-", event="worker", reason=f"ended with status {status}"))
                 summary.stopped = True
                 continue
-            _add(summary, Summary(**json.loads(told)))
+            _add(summary, told)
         self._workers.clear()
         return begun
 
 
 def processes() -> int:
     """How many a flush may use here."""
-    return min(len(os.sched_getaffinity(0)), MOST) if sys.platform == "linux" else 1
+    return min(len(posix.sched_getaffinity(0)), MOST) if sys.platform == "linux" else 1
 
 
 def shares(places: Sequence[Place], count: int) -> list[Sequence[Place]]:
@@ -116,7 +121,11 @@ def shares(places: Sequence[Place], count: int) -> list[Sequence[Place]]:
     return [places[number::count] for number in range(count)]
 
 
-def _add(summary: Summary, other: Summary) -> None:
-    for field in fields(Summary):
-        setattr(summary, field.name, getattr(summary, field.name) + getattr(other, field.name))
+def _packed(summary: Summary) -> bytes:
+    return b" ".join(b"%d" % getattr(summary, name) for name in Summary.__slots__)
+
+
+def _add(summary: Summary, packed: bytes) -> None:
+    for name, count in zip(Summary.__slots__, packed.split(), strict=True):
+        setattr(summary, name, getattr(summary, name) + int(count))
     summary.stopped = bool(summary.stopped)

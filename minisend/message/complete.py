@@ -31,16 +31,17 @@ from minisend.address import (
     split,
 )
 from minisend.envelope import DROP, Envelope, Facts
+from minisend.kept import Kept
 from minisend.message.date import format_date
 from minisend.message.header import Field, Header
 
-_REMOVED = (b"bcc", b"resent-bcc", b"return-path", b"content-length")
-_REQUIRED = (b"date", b"from", b"message-id")
-_RESENT_REQUIRED = (b"resent-date", b"resent-from", b"resent-message-id")
-_QUALIFIED = (
+_REMOVED = frozenset((b"bcc", b"resent-bcc", b"return-path", b"content-length"))
+_ADDED = ((b"Date", b"date"), (b"From", b"from"), (b"Message-ID", b"message-id"))
+_REQUIRED = frozenset(resent + name for resent in (b"", b"resent-") for _, name in _ADDED)
+_QUALIFIED = frozenset((
     b"from", b"sender", b"reply-to", b"to", b"cc",
     b"resent-from", b"resent-sender", b"resent-to", b"resent-cc",
-)  # fmt: skip
+))  # fmt: skip
 
 
 # What makes an address list more than mailboxes between commas.
@@ -52,13 +53,12 @@ def facts_for(envelope: Envelope, hostname: bytes, mail_domain: bytes) -> Facts:
 
     The Message-ID is ``<YYYYMMDDhhmmss.QUEUEID@hostname>`` with the time of arrival in UTC.
     """
-    moment = time.gmtime(int(envelope.arrived))
-    stamp = b"%04d%02d%02d%02d%02d%02d" % moment[:6]
     return Facts(
         hostname,
         mail_domain,
         _from_field(envelope, mail_domain),
-        b"<%b.%b@%b>" % (stamp, envelope.queue_id.encode("ascii"), hostname),
+        b"<%b.%b@%b>"
+        % (_stamps[int(envelope.arrived),], envelope.queue_id.encode("ascii"), hostname),
     )
 
 
@@ -73,38 +73,34 @@ def complete(header: Header, envelope: Envelope, facts: Facts) -> bytes:
     if header.too_long:
         return received
 
-    values = {
-        b"date": date,
-        b"from": facts.from_field,
-        b"message-id": facts.message_id,
-    }
     present: set[bytes] = set()
     kept: list[bytes] = []
     resent_at = -1  # where the first Resent- field stands, or stood
     for field in header.fields:
         name = field.name.lower()
-        if resent_at < 0 and name.startswith(b"resent-"):
+        if resent_at < 0 and name[:7] == b"resent-":
             resent_at = len(kept)
         if name in _REMOVED:
             continue
-        if name in _REQUIRED or name in _RESENT_REQUIRED:
+        if name in _REQUIRED:
             if field.empty:
                 continue
             present.add(name)
         kept.append(_qualified(field, facts.mail_domain) if name in _QUALIFIED else field.raw)
 
+    values = (date, facts.from_field, facts.message_id)
     kept += [
-        b"%b: %b\n" % (spelling, values[spelling.lower()])
-        for spelling in (b"Date", b"From", b"Message-ID")
-        if spelling.lower() not in present
+        b"%b: %b\n" % (spelling, value)
+        for (spelling, name), value in zip(_ADDED, values, strict=True)
+        if name not in present
     ]
     if resent_at >= 0:
         kept[resent_at:resent_at] = [
-            b"Resent-%b: %b\n" % (spelling, values[spelling.lower()])
-            for spelling in (b"Date", b"From", b"Message-ID")
-            if b"resent-" + spelling.lower() not in present
+            b"Resent-%b: %b\n" % (spelling, value)
+            for (spelling, name), value in zip(_ADDED, values, strict=True)
+            if b"resent-" + name not in present
         ]
-    return received + b"".join(kept) + b"\n"
+    return b"".join([received, *kept, b"\n"])
 
 
 def _received(envelope: Envelope, facts: Facts, date: bytes) -> bytes:
@@ -113,20 +109,42 @@ def _received(envelope: Envelope, facts: Facts, date: bytes) -> bytes:
     A message of our own making (uid below 0) names no user.  Of one that came by the drop nobody knows whose it is:
     the owner of a file there can be forged.
     """
-    origin = b"minisend"
-    if envelope.uid >= 0:
-        origin += b", from userid %d" % envelope.uid
-        if envelope.channel == DROP:
-            origin += b" (unverified)"
-        # A login that is no plain word would need quoting here, and the number says as much.
-        elif envelope.login.isascii() and quote_local(envelope.login) == envelope.login:
-            origin += b" (%b)" % envelope.login
     return b"Received: by %b (%b)\n\tid %b; %b\n" % (
         facts.hostname,
-        origin,
+        _origins[envelope.uid, envelope.login, envelope.channel],
         envelope.queue_id.encode("ascii"),
         date,
     )
+
+
+def _origin(uid: int, login: bytes, channel: str) -> bytes:
+    if uid < 0:
+        return b"minisend"
+    about = b""
+    if channel == DROP:
+        about = b" (unverified)"
+    # A login that is no plain word would need quoting here, and the number says as much.
+    elif login.isascii() and quote_local(login) == login:
+        about = b" (%b)" % login
+    return b"minisend, from userid %d%b" % (uid, about)
+
+
+def _stamp(seconds: int) -> bytes:
+    return b"%04d%02d%02d%02d%02d%02d" % time.gmtime(seconds)[:6]
+
+
+def _author(sender: bytes, login: bytes, uid: int, mail_domain: bytes) -> bytes:
+    address = qualify(sender or quote_local(login or b"uid%d" % uid), mail_domain)
+    try:
+        check(address)
+    except AddressError:
+        return qualify(b"uid%d" % uid, mail_domain)
+    return address
+
+
+_stamps: "Kept[bytes]" = Kept(_stamp, 64)
+_origins: "Kept[bytes]" = Kept(_origin, 256)
+_authors: "Kept[bytes]" = Kept(_author, 256)
 
 
 def _from_field(envelope: Envelope, mail_domain: bytes) -> bytes:
@@ -134,12 +152,7 @@ def _from_field(envelope: Envelope, mail_domain: bytes) -> bytes:
 
     The reverse-path, else the login, else the uid; the full name goes with each, as in Postfix.
     """
-    address = envelope.sender or quote_local(envelope.login or b"uid%d" % envelope.uid)
-    address = qualify(address, mail_domain)
-    try:
-        check(address)
-    except AddressError:
-        address = qualify(b"uid%d" % envelope.uid, mail_domain)
+    address = _authors[envelope.sender, envelope.login, envelope.uid, mail_domain]
     name = quote_phrase(envelope.full_name)
     if not name:
         return address

@@ -32,6 +32,9 @@ _LINE_LIMIT = 998
 
 _NAME = bytes(octet for octet in range(33, 127) if octet != ord(":"))
 
+# Of a header up to this size all lines are held at once.
+_PLAIN_LIMIT = 16 * 1024
+
 # What a line is, see the table above.
 _FIELD, _CONTINUES, _MBOX, _EMPTY, _BODY = range(5)
 
@@ -138,6 +141,41 @@ def split(data: bytes, *, complete: bool) -> Header:
     Otherwise it must hold HEADER_LIMIT octets or what satisfied ``HeaderEnd``; a header that does
     not end in it is too long.
     """
+    return _split_plain(data) or _split_any(data, complete)
+
+
+def _split_plain(data: bytes) -> Header | None:
+    """What ``_split_any`` says, in few steps, of a header as programs write it: short, nothing but fields, line ends of
+    one kind, an empty line at its end.  None for any other."""
+    limit = min(_PLAIN_LIMIT, HEADER_LIMIT)
+    end = data.find(b"\n\n", 0, limit) + 1
+    text, body = data[:end], end + 1
+    if not end or b"\r" in text:
+        end = data.find(b"\r\n\r\n", 0, limit) + 2
+        text, body = data[:end].replace(b"\r\n", b"\n"), end + 2
+        if end < 2 or b"\r" in text:
+            return None
+    if b"\0" in text:
+        return None
+    names: list[bytes] = []
+    starts: list[int] = []
+    at = 0
+    for line in text[:-1].split(b"\n"):
+        if not line.startswith((b" ", b"\t")):
+            name, colon, _ = line.partition(b":")
+            if not colon or not name or len(name) >= _LINE_LIMIT or name.translate(None, _NAME):
+                return None
+            names.append(name)
+            starts.append(at)
+        elif not names:
+            return None
+        at += len(line) + 1
+    ends = [*starts[1:], at]
+    fields = [Field(name, text[a:b]) for name, a, b in zip(names, starts, ends, strict=True)]
+    return Header(fields, body)
+
+
+def _split_any(data: bytes, complete: bool) -> Header:
     fields: list[Field] = []
     lines: list[bytes] = []
     start = 0  # of the header, after mbox lines

@@ -35,13 +35,19 @@ mechanism of some servers), RFC 2195 (CRAM-MD5), RFC 4422 appendix A (EXTERNAL),
 developers.google.com/workspace/gmail/imap/xoauth2-protocol (XOAUTH2, also Microsoft's).
 """
 
+from __future__ import annotations
+
 import binascii
-from collections.abc import Callable, Collection, Sequence
-from typing import NamedTuple
 
 from minisend.errors import RemoteProtocolError, SmtpError
 from minisend.smtp.binding import NOT_BOUND, NOT_OFFERED, ChannelBinding
-from minisend.smtp.reply import Reply
+from minisend.value import Value
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Sequence
+
+    from minisend.smtp.reply import Reply
 
 
 class AuthError(SmtpError):
@@ -213,7 +219,7 @@ def xoauth2(credentials: Credentials, binding: ChannelBinding = NOT_BOUND) -> Ex
     return Bearer("XOAUTH2", initial, b"", credentials.token)
 
 
-def _scram(name: str, digest: str) -> "Callable[[Credentials, ChannelBinding], Exchange]":
+def _scram(name: str, digest: str) -> Callable[[Credentials, ChannelBinding], Exchange]:
     def begin(credentials: Credentials, binding: ChannelBinding) -> Exchange:
         from minisend.smtp.scram import Scram
 
@@ -230,12 +236,17 @@ _TOKEN = "token"  # noqa: S105 - a kind, not a token
 _CERTIFICATE = "certificate"
 
 
-class Mechanism(NamedTuple):
+class Mechanism(Value):
     """One row of ``MECHANISMS``: the name as EHLO has it, its kind, and how an exchange begins."""
 
-    name: str
-    kind: str
-    begin: "Callable[[Credentials, ChannelBinding], Exchange]"
+    __slots__ = ("begin", "kind", "name")
+
+    def __init__(
+        self, name: str, kind: str, begin: Callable[[Credentials, ChannelBinding], Exchange]
+    ) -> None:
+        self.name = name
+        self.kind = kind
+        self.begin = begin
 
 
 #: In the order of the table above.
@@ -253,12 +264,15 @@ MECHANISMS = (
 )
 
 
-class Choice(NamedTuple):
+class Choice(Value):
     """A mechanism that both sides have, ready to begin."""
 
-    name: str
-    kind: str
-    begin: Callable[[], Exchange]
+    __slots__ = ("begin", "kind", "name")
+
+    def __init__(self, name: str, kind: str, begin: Callable[[], Exchange]) -> None:
+        self.name = name
+        self.kind = kind
+        self.begin = begin
 
 
 def choose(

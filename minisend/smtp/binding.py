@@ -15,21 +15,25 @@ Limits: with TLS 1.3 servers expect tls-exporter (RFC 9266) first, for which Pyt
 nothing else refuses the bound form; ``auth.further`` then goes on without.
 """
 
-from typing import TYPE_CHECKING, NamedTuple
+from minisend.value import Value
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     import ssl
 
 
-class ChannelBinding(NamedTuple):
+class ChannelBinding(Value):
     """What SCRAM says of the channel.
 
     ``flag``  gs2-cbind-flag of RFC 5802 section 7: ``b"p=tls-unique"`` and the like, or one of the two below
     ``data``  the octets that both ends know, ``b""`` without a binding
     """
 
-    flag: bytes
-    data: bytes
+    __slots__ = ("data", "flag")
+
+    def __init__(self, flag: bytes, data: bytes) -> None:
+        self.flag = flag
+        self.data = data
 
 
 #: The client cannot bind, or has been refused when it did.

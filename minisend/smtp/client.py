@@ -23,16 +23,19 @@ Source: RFC 5321, RFC 2033 (LMTP), RFC 2920 (PIPELINING), RFC 3030 (CHUNKING), R
 RFC 3461 and RFC 6533 (DSN), RFC 6531 (SMTPUTF8), RFC 9422 (LIMITS).
 """
 
-import re
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from enum import Enum, auto
-from typing import NamedTuple
+from binascii import b2a_base64
 
 from minisend.errors import LocalProtocolError, RemoteProtocolError
-from minisend.smtp.auth import encode
 from minisend.smtp.reply import Reply, ReplyParser, printable
 from minisend.smtp.wire import wire
+from minisend.value import Value
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections import deque
+    from collections.abc import Callable, Iterable, Iterator
+else:
+    from _collections import deque
 
 # Commands, by the names that logs and delivery status notifications use for them.
 GREETING = "greeting"
@@ -54,22 +57,22 @@ QUIT = "QUIT"
 _LAST = "BDAT LAST"
 
 
-class State(Enum):
-    """Where a session is."""
+class State:
+    """Where a session is: one of these words."""
 
-    START = auto()  # connected, not greeted (or greeted with a refusal)
-    GREETED = auto()
-    READY = auto()  # EHLO or HELO was taken, no transaction
-    TLS = auto()  # STARTTLS was taken: the next octets are the handshake's
-    AUTH = auto()  # a response is due
-    MAIL = auto()  # a transaction, no recipient yet
-    RCPT = auto()
-    CHUNKS = auto()  # a part of the message is sent, and more is to come
-    DATA = auto()  # the message is due
-    CLOSED = auto()
+    START = "START"  # connected, not greeted (or greeted with a refusal)
+    GREETED = "GREETED"
+    READY = "READY"  # EHLO or HELO was taken, no transaction
+    TLS = "TLS"  # STARTTLS was taken: the next octets are the handshake's
+    AUTH = "AUTH"  # a response is due
+    MAIL = "MAIL"  # a transaction, no recipient yet
+    RCPT = "RCPT"
+    CHUNKS = "CHUNKS"  # a part of the message is sent, and more is to come
+    DATA = "DATA"  # the message is due
+    CLOSED = "CLOSED"
 
 
-class Transition(NamedTuple):
+class Transition:
     """What one command does.
 
     ``allowed``  the states in which it may be sent
@@ -78,13 +81,23 @@ class Transition(NamedTuple):
     ``alone``    nothing may be outstanding when it is sent (RFC 2920 section 3.1, RFC 3207, RFC 4954)
     """
 
-    allowed: frozenset[State]
-    sent: State | None
-    replies: dict[int, State | None]
-    alone: bool = False
+    __slots__ = ("allowed", "alone", "replies", "sent")
+
+    def __init__(
+        self,
+        allowed: frozenset[str],
+        sent: str | None,
+        replies: dict[int, str | None],
+        *,
+        alone: bool = False,
+    ) -> None:
+        self.allowed = allowed
+        self.sent = sent
+        self.replies = replies
+        self.alone = alone
 
 
-def _in(*states: State) -> frozenset[State]:
+def _in(*states: str) -> frozenset[str]:
     return frozenset(states)
 
 
@@ -130,15 +143,20 @@ _RCPT_REPLY = 4 * 1024
 #: Pieces of a message smaller than this are joined, so that a small message is one write.
 _PIECE = 64 * 1024
 
-_FORBIDDEN = re.compile(rb"[\r\n\0]")
-
 # A forward- or reverse-path between its brackets.  Outside a quoted string a space or a bracket would end the path and
 # make parameters of what follows.
-_PATH = re.compile(rb'(?:[^\s<>"\\]|\\[^\s<>]|"(?:[^"\\]|\\.)*")*')
+_PATH = rb'(?:[^\s<>"\\]|\\[^\s<>]|"(?:[^"\\]|\\.)*")*'
+# What needs no closer look, as nearly all of them.
+_SPACE = b" \t\n\r\f\v"
+_PLAIN = bytes(octet for octet in range(1, 256) if octet not in _SPACE + b'<>"\\')
 
-# What xtext has to encode (RFC 3461 section 4), and utf-8-addr-xtext of characters (RFC 6533 section 3).
-_NOT_XCHAR = re.compile(rb"[^!-*,-<>-~]")
-_NOT_QCHAR = re.compile(r"[^!-*,-<>-\[\]-~]")
+# What stands in xtext as it is (RFC 3461 section 4), and of characters in utf-8-addr-xtext (RFC 6533 section 3).
+_XCHARS = bytes(octet for octet in range(0x21, 0x7F) if octet not in b"+=")
+_QCHARS = _XCHARS.replace(b"\\", b"").decode("ascii")
+
+
+def _is_one_line(octets: bytes) -> bool:
+    return not (b"\n" in octets or b"\r" in octets or b"\0" in octets)
 
 
 def check_path(command: str, path: bytes) -> None:
@@ -146,13 +164,17 @@ def check_path(command: str, path: bytes) -> None:
 
     Not a check of addresses: only of what would not stay one argument of one line.
     """
-    if not _PATH.fullmatch(path) or _FORBIDDEN.search(path):
+    if not path.translate(None, _PLAIN):
+        return
+    import re
+
+    if not re.fullmatch(_PATH, path) or not _is_one_line(path):
         raise LocalProtocolError(f"{command}: not a path: {path!r}")
 
 
 def xtext(octets: bytes) -> bytes:
     """Any octets as the value of a parameter: printable ASCII but "+" and "=" as it is, the rest "+XX" (RFC 3461 section 4)."""
-    return _NOT_XCHAR.sub(lambda found: b"+%02X" % found[0][0], octets)
+    return b"".join(b"%c" % octet if octet in _XCHARS else b"+%02X" % octet for octet in octets)
 
 
 def original_recipient(address: bytes, *, utf8: bool) -> bytes:
@@ -167,13 +189,11 @@ def original_recipient(address: bytes, *, utf8: bool) -> bytes:
         text = ""
     if not text:
         return b"rfc822;" + xtext(address)
-    encoded = _NOT_QCHAR.sub(
-        lambda found: (
-            found[0] if utf8 and not found[0].isascii() else f"\\x{{{ord(found[0]):02X}}}"
-        ),
-        text,
+    encoded = (
+        char if char in _QCHARS or (utf8 and not char.isascii()) else f"\\x{{{ord(char):02X}}}"
+        for char in text
     )
-    return b"utf-8;" + encoded.encode()
+    return b"utf-8;" + "".join(encoded).encode()
 
 
 class Extensions(dict[str, tuple[str, ...]]):
@@ -247,7 +267,7 @@ class Extensions(dict[str, tuple[str, ...]]):
         return tuple(dict.fromkeys(name.upper() for name in self.get("AUTH", ())))
 
 
-class Answer(NamedTuple):
+class Answer(Value):
     """A reply and what it answers.
 
     ``command``   one of the names above, such as ``RCPT``
@@ -255,9 +275,12 @@ class Answer(NamedTuple):
                   EHLO's name, AUTH's mechanism (never its secrets), else ``b""``
     """
 
-    command: str
-    argument: bytes
-    reply: Reply
+    __slots__ = ("argument", "command", "reply")
+
+    def __init__(self, command: str, argument: bytes, reply: Reply) -> None:
+        self.command = command
+        self.argument = argument
+        self.reply = reply
 
 
 class Connection:
@@ -267,7 +290,7 @@ class Connection:
     ``lmtp``   the server speaks LMTP
     """
 
-    def __init__(self, trace: Callable[[str], None] | None = None, *, lmtp: bool = False) -> None:
+    def __init__(self, trace: "Callable[[str], None] | None" = None, *, lmtp: bool = False) -> None:
         self.extensions = Extensions()
         self._trace = trace
         self._sent = State.START
@@ -275,7 +298,8 @@ class Connection:
         # The greeting is a reply that the server owes without a command.
         self._outstanding: deque[tuple[str, bytes]] = deque([(GREETING, b"")])
         self._parser = ReplyParser()
-        self._out: list[bytes] = []
+        #: What was written and not yet handed out by ``data_to_send``.
+        self.unsent: list[bytes] = []
         self._error: RemoteProtocolError | None = None
         self._message_sent = False
         self._lmtp = lmtp
@@ -286,7 +310,7 @@ class Connection:
     # Where the session is
 
     @property
-    def state(self) -> State:
+    def state(self) -> str:
         """The state after the last reply."""
         return self._answered
 
@@ -334,7 +358,7 @@ class Connection:
     def tls_established(self) -> None:
         """The handshake is done: what was learnt before it is void (RFC 3207 section 4.2)."""
         if self._answered is not State.TLS:
-            raise LocalProtocolError(f"TLS established in state {self._answered.name}")
+            raise LocalProtocolError(f"TLS established in state {self._answered}")
         self._refuse_injected()
         self.extensions = Extensions()
         self._sent = self._answered = State.GREETED
@@ -355,17 +379,17 @@ class Connection:
     def auth_response(self, response: bytes | None) -> None:
         """Answer a 334 with ``response``, not yet base64; None gives the exchange up."""
         if self._sent is not State.AUTH and self._error is None:
-            raise LocalProtocolError(f"AUTH response in state {self._sent.name}")
+            raise LocalProtocolError(f"AUTH response in state {self._sent}")
         if response is None:
             self._command(AUTH, b"*")
         else:
             self._command(AUTH, self._secret(response), shown=b"***")
 
-    def mail(self, sender: bytes, parameters: Iterable[bytes] = ()) -> None:
+    def mail(self, sender: bytes, parameters: "Iterable[bytes]" = ()) -> None:
         """``sender``: reverse-path without brackets, ``b""`` the null one; ``parameters``: such as ``b"SIZE=1000"``."""
         self._path(MAIL, sender, parameters)
 
-    def rcpt(self, recipient: bytes, parameters: Iterable[bytes] = ()) -> None:
+    def rcpt(self, recipient: bytes, parameters: "Iterable[bytes]" = ()) -> None:
         """``recipient``: forward-path without brackets."""
         self._path(RCPT, recipient, parameters)
 
@@ -373,7 +397,7 @@ class Connection:
         """After its 354: ``message``, even when no recipient is left (RFC 2920 section 3.1: then an empty one)."""
         self._command(DATA, b"DATA")
 
-    def message(self, content: Iterable[bytes]) -> Iterator[bytes]:
+    def message(self, content: "Iterable[bytes]") -> "Iterator[bytes]":
         """The message in wire form, in pieces to be sent as they come; ends the transaction.
 
         ``content`` may have any line ends.  The message counts as sent when the iterator is exhausted, that is
@@ -381,7 +405,7 @@ class Connection:
         and closes the session, as the server no longer reads what we say as a message or as commands.
         """
         if self._answered is not State.DATA or self._message_sent:
-            raise LocalProtocolError(f"message in state {self._answered.name}")
+            raise LocalProtocolError(f"message in state {self._answered}")
         return self._pieces(content)
 
     def chunk(self, octets: bytes, *, last: bool) -> None:
@@ -390,7 +414,7 @@ class Connection:
         The answer to the last one is that to ``END_OF_DATA``, those before are to ``BDAT``.
         """
         self._command(_LAST if last else BDAT, b"BDAT %d%b" % (len(octets), b" LAST" * last))
-        self._out.append(octets)
+        self.unsent.append(octets)
 
     def rset(self) -> None:
         """Give the transaction up."""
@@ -402,8 +426,8 @@ class Connection:
 
     def data_to_send(self) -> bytes:
         """All that was written since the last call."""
-        octets = b"".join(self._out)
-        self._out.clear()
+        octets = b"".join(self.unsent)
+        self.unsent.clear()
         return octets
 
     # Replies
@@ -435,7 +459,7 @@ class Connection:
         if not self._outstanding:
             raise self._fail(f"reply without a command: {reply}")
         command, argument = self._outstanding.popleft()
-        if command in (END_OF_DATA, _LAST) and self._accepted:
+        if self._accepted and command in (END_OF_DATA, _LAST):
             argument = self._accepted.popleft()
             if self._accepted:
                 self._outstanding.appendleft((command, b""))
@@ -447,22 +471,24 @@ class Connection:
             for line in reply.lines:
                 self._trace(f"S: {reply.code} {printable(line)}")
         self._move(command, reply)
-        if command == RCPT and reply.ok and self._lmtp:
-            self._accepted.append(argument)
-        elif command in (MAIL, RSET):
-            self._accepted.clear()
+        if self._lmtp:
+            if command == RCPT and reply.ok:
+                self._accepted.append(argument)
+            elif command in (MAIL, RSET):
+                self._accepted.clear()
         return Answer(END_OF_DATA if command == _LAST else command, argument, reply)
 
     # Inside
 
-    def _path(self, command: str, path: bytes, parameters: Iterable[bytes]) -> None:
+    def _path(self, command: str, path: bytes, parameters: "Iterable[bytes]") -> None:
         words = list(parameters)
         check_path(command, path)
-        if any(re.search(rb"\s", word) for word in words):
-            raise LocalProtocolError(f"{command}: space within a parameter: {words!r}")
-        self._command(
-            command, b" ".join([command.encode("ascii") + b":<" + path + b">", *words]), path
-        )
+        line = b"%b:<%b>" % (command.encode("ascii"), path)
+        for word in words:
+            if word.translate(None, _SPACE) != word:
+                raise LocalProtocolError(f"{command}: space within a parameter: {words!r}")
+            line += b" " + word
+        self._command(command, line, path)
 
     def _command(
         self, command: str, line: bytes, argument: bytes = b"", *, shown: bytes | None = None
@@ -472,17 +498,17 @@ class Connection:
             raise self._error
         transition = TRANSITIONS[command]
         if self._sent not in transition.allowed:
-            raise LocalProtocolError(f"{command} in state {self._sent.name}")
-        if self._outstanding and (transition.alone or not self.extensions.pipelining):
+            raise LocalProtocolError(f"{command} in state {self._sent}")
+        if self._outstanding and (transition.alone or "PIPELINING" not in self.extensions):
             raise LocalProtocolError(f"{command} before the reply to {self._outstanding[0][0]}")
-        if _FORBIDDEN.search(line):
+        if b"\n" in line or b"\r" in line or b"\0" in line:
             raise LocalProtocolError(
                 f"{command}: line end or NUL in {line if shown is None else shown!r}"
             )
         if transition.sent is not None:
             self._sent = transition.sent
         self._outstanding.append((command, argument))
-        self._out.append(line + b"\r\n")
+        self.unsent.append(line + b"\r\n")
         if self._trace is not None:
             self._trace("C: " + printable(line if shown is None else shown))
 
@@ -505,19 +531,19 @@ class Connection:
         after = replies[digit]
         if after is not None:
             self._answered = after
-        if command == DATA and digit == 3 and self._lmtp and not self._accepted:
-            # RFC 2033 section 4.2: it must refuse.  A reply to the message would never come.
-            raise self._fail(f"message asked for without a recipient: {reply}")
         if command == DATA and digit == 3:
+            if self._lmtp and not self._accepted:
+                # RFC 2033 section 4.2: it must refuse.  A reply to the message would never come.
+                raise self._fail(f"message asked for without a recipient: {reply}")
             # From here on the server owes one reply whatever is sent, and may give it early.
             self._message_sent = False
             self._outstanding.append((END_OF_DATA, b""))
-        elif command in (EHLO, HELO, LHLO) and digit == 2:
+        elif digit == 2 and command in (EHLO, HELO, LHLO):
             self.extensions = Extensions() if command == HELO else Extensions.parse(reply)
         if not self._outstanding:
             self._sent = self._answered
 
-    def _pieces(self, content: Iterable[bytes]) -> Iterator[bytes]:
+    def _pieces(self, content: "Iterable[bytes]") -> "Iterator[bytes]":
         held: list[bytes] = []
         length = total = 0
         for octets in wire(content):
@@ -542,6 +568,8 @@ class Connection:
         """The reply with an echo of an AUTH response hidden: Sendmail and others quote a line they do not know."""
         if not self._secrets:
             return reply
+        import re
+
         # An echo may be cut short, so its beginning is looked for.
         begins = b"|".join(re.escape(secret[:8]) for secret in self._secrets)
         echo = re.compile(b"(?:" + begins + rb")[A-Za-z0-9+/=]*")
@@ -549,7 +577,8 @@ class Connection:
 
     def _secret(self, response: bytes) -> bytes:
         """A response as it is sent, kept for its echo to be known."""
-        encoded = encode(response)
+        # RFC 4954 section 4.
+        encoded = b2a_base64(response, newline=False)
         if encoded:
             self._secrets.append(encoded)
         return encoded

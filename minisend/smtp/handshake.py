@@ -19,10 +19,10 @@ A fingerprint is the SHA-256 of the whole certificate ("sha256:") or of its subj
 stays when a certificate is renewed with the same key: RFC 7469 section 2.4), in 64 hexadecimal digits of lower case.
 """
 
+from _thread import allocate_lock
 from collections.abc import Iterable, Mapping
 from enum import Enum, auto
 from hashlib import sha256
-from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 from minisend.smtp.binding import CONTEXT_0, INTEGER, SEQUENCE, element
@@ -111,7 +111,7 @@ class Trust:
         self._pins = tuple(pins)
         self._remedies = remedies or {}
         self._sessions: dict[tuple[str | None, str], ssl.SSLSession] = {}
-        self._lock = Lock()
+        self._lock = allocate_lock()
 
     def session(self, server_name: str | None, address: str) -> "ssl.SSLSession | None":
         """What a handshake with this server may begin with: half its cost is saved, on both sides (RFC 8446 section 2.2)."""

@@ -16,10 +16,8 @@ field comes near either.
 Source: RFC 5321 section 4.2 (form), RFC 2034 and RFC 3463 (enhanced status codes).
 """
 
-import re
-from typing import NamedTuple
-
 from minisend.errors import RemoteProtocolError
+from minisend.value import Value
 
 KEPT_OCTETS = 64 * 1024
 MAX_OCTETS = 1024 * 1024
@@ -27,7 +25,26 @@ MAX_OCTETS = 1024 * 1024
 #: What a line costs beside its text, its place in a tuple included: many short ones must not cost more than one long.
 LINE_OCTETS = 48
 
-_ENHANCED = re.compile(rb"\s*([245]\.\d{1,3}\.\d{1,3})(?=\s|$)")
+# What a reply can begin with.
+_CODES = {b"%d" % code: code for code in range(200, 600)}
+
+
+def _enhanced(line: bytes) -> str:
+    """The enhanced status code that the line begins with, "" when it begins with none."""
+    word = line.split(None, 1)[:1]
+    parts = word[0].split(b".") if word else ()
+    if len(parts) != 3:
+        return ""
+    status_class, subject, detail = parts
+    if (
+        status_class in (b"2", b"4", b"5")
+        and subject.isdigit()
+        and len(subject) <= 3
+        and detail.isdigit()
+        and len(detail) <= 3
+    ):
+        return word[0].decode("ascii")
+    return ""
 
 
 def printable(octets: bytes) -> str:
@@ -44,19 +61,22 @@ def printable(octets: bytes) -> str:
     )
 
 
-class Reply(NamedTuple):
+class Reply(Value):
     """One reply: its three digits and its lines of text, octets without code, separator and line end."""
 
-    code: int
-    lines: tuple[bytes, ...]
+    __slots__ = ("code", "lines")
+
+    def __init__(self, code: int, lines: tuple[bytes, ...]) -> None:
+        self.code = code
+        self.lines = lines
 
     @property
     def enhanced(self) -> str:
         """Enhanced status code such as "5.1.1"; "" when there is none or its class contradicts the code (RFC 2034)."""
         for line in self.lines:
-            found = _ENHANCED.match(line)
-            if found and int(found[1][:1]) == self.code // 100:
-                return found[1].decode("ascii")
+            found = _enhanced(line)
+            if found and int(found[0]) == self.code // 100:
+                return found
         return ""
 
     @property
@@ -117,6 +137,14 @@ class ReplyParser:
             raise self._error
         while True:
             end = self._buffer.find(b"\n", self._searched)
+            if 0 <= end <= KEPT_OCTETS and not self._code:
+                # As nearly every reply: one line, all of it here.
+                line = bytes(self._buffer[:end])
+                code = _CODES.get(line[:3])
+                if code is not None and line[3:4] == b" ":
+                    del self._buffer[: end + 1]
+                    self._searched = 0
+                    return Reply(code, (line[4:-1] if line[-1:] == b"\r" else line[4:],))
             # Counted before anything is judged, so that the verdict on a long line is the same whole or in pieces.
             if self._octets + (len(self._buffer) if end < 0 else end + 1) > MAX_OCTETS:
                 raise self._fail(f"reply longer than {MAX_OCTETS} octets")
@@ -134,17 +162,12 @@ class ReplyParser:
 
     def _take(self, line: bytes) -> bool:
         """Add one line, without its end; True when it was the last of its reply."""
-        code, separator, text = line[:3], line[3:4], line[4:]
-        if not (
-            len(code) == 3
-            and code.isdigit()
-            and b"2" <= code[:1] <= b"5"
-            and separator in (b"", b" ", b"-")
-        ):
+        code, separator, text = _CODES.get(line[:3]), line[3:4], line[4:]
+        if code is None or separator not in (b"", b" ", b"-"):
             raise self._fail(f"not an SMTP reply: {printable(line[:200])!r}")
-        if self._code and int(code) != self._code:
-            raise self._fail(f"reply code changes from {self._code} to {int(code)} within a reply")
-        self._code = int(code)
+        if self._code and code != self._code:
+            raise self._fail(f"reply code changes from {self._code} to {code} within a reply")
+        self._code = code
         if self._kept < KEPT_OCTETS:
             self._lines.append(text[: KEPT_OCTETS - self._kept])
             self._kept += len(text) + LINE_OCTETS

@@ -11,30 +11,31 @@ replies are taken, as a flight of 1,000 recipients provokes, would otherwise wai
 ``ssl`` is imported when TLS begins: plain delivery does not pay for it.
 """
 
+from __future__ import annotations
+
+import _socket
 import errno
-import os
+import posix
 import select
-import socket
-from collections.abc import Callable
-from math import ceil
 from time import monotonic
-from typing import TYPE_CHECKING
 
 from minisend.errors import LocalProtocolError, NetworkError, SmtpError, TlsError
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     import ssl
+    from collections.abc import Callable
 
     from minisend.smtp.binding import ChannelBinding
     from minisend.smtp.handshake import Trust
+
+    # What a socket is connected or bound to.
+    Address = str | tuple[object, ...]
 
 READ_SIZE = 64 * 1024
 
 #: Seconds of waiting at a time.
 _PATIENCE = 1.0
-
-#: What a socket is connected or bound to.
-_Address = str | tuple[object, ...]
 
 #: One TLS record, and the step by which a write makes progress.
 _WRITE_SIZE = 16 * 1024
@@ -83,12 +84,14 @@ class Stream:
 
     def __init__(
         self,
-        connected: socket.socket,
+        connected: _socket.socket,
         name: str = "server",
         while_waiting: Callable[[], None] = lambda: None,
     ) -> None:
         connected.setblocking(False)
         self._socket = connected
+        self._incoming = select.poll()
+        self._incoming.register(connected, select.POLLIN)
         self._name = name
         self._while_waiting = while_waiting
         self._called = monotonic()
@@ -112,7 +115,7 @@ class Stream:
         return f"{connection.version()} {cipher[0] if cipher else 'no cipher'}"
 
     @property
-    def channel_binding(self) -> "ChannelBinding | None":
+    def channel_binding(self) -> ChannelBinding | None:
         """What AUTH can tie itself to this connection by; None without TLS, or when it has nothing of the kind."""
         if not self._encrypted:
             return None
@@ -129,6 +132,9 @@ class Stream:
         if timeout < 0:
             raise NetworkError("timed out")
         deadline = monotonic() + timeout
+        if timeout > 0 and not self._encrypted:
+            # Nearly always there is nothing yet, and an exception costs more than to ask.
+            self._wait(select.POLLIN, deadline)
         while True:
             octets, blocked_on = self._receive(limit)
             if octets is not None:
@@ -156,17 +162,18 @@ class Stream:
         with memoryview(octets) as view:
             done = 0
             while done < len(view):
-                arrived, _ = self._receive(READ_SIZE)
-                if arrived is not None:
-                    if not received(arrived):
-                        return
-                    continue
+                if self._encrypted or self._incoming.poll(0):
+                    arrived, _ = self._receive(READ_SIZE)
+                    if arrived is not None:
+                        if not received(arrived):
+                            return
+                        continue
                 count, blocked_on = self._send(view[done : done + _WRITE_SIZE])
                 done += count
                 if blocked_on:
                     self._wait(blocked_on | select.POLLIN, deadline)
 
-    def start_tls(self, trust: "Trust", server_name: str | None, timeout: float) -> None:
+    def start_tls(self, trust: Trust, server_name: str | None, timeout: float) -> None:
         """The handshake.  ``server_name`` goes into SNI, unless it is an address, and is what the certificate is checked against.
 
         Raises ``HandshakeError``, which says what is wrong with a certificate that does not hold.
@@ -187,7 +194,7 @@ class Stream:
 
         try:
             connection = trust.context.wrap_socket(
-                self._socket,
+                self._socket,  # type: ignore[arg-type]  # all that it needs of a socket.socket
                 server_hostname=server_name,
                 do_handshake_on_connect=False,
                 session=kept,
@@ -219,7 +226,7 @@ class Stream:
             raise fault(Fault.FINGERPRINT, mismatch)
         self._unconfirmed = lambda error: fault(*failed(error, who))
 
-    def keep_tls_session(self, trust: "Trust", server_name: str | None) -> None:
+    def keep_tls_session(self, trust: Trust, server_name: str | None) -> None:
         """Let the next handshake with this server begin where this one led, arguments as for ``start_tls``.
 
         Nothing is kept without TLS.  To be called when something has been read over it.
@@ -239,7 +246,7 @@ class Stream:
         except OSError:  # the descriptor is gone all the same
             pass
 
-    def _tls_socket(self) -> "ssl.SSLSocket":
+    def _tls_socket(self) -> ssl.SSLSocket:
         import ssl
 
         if not isinstance(self._socket, ssl.SSLSocket):
@@ -289,8 +296,10 @@ class Stream:
         ) from error
 
     def _wait(self, events: int, deadline: float) -> None:
-        poll = select.poll()
-        poll.register(self._socket, events)
+        poll = self._incoming
+        if events != select.POLLIN:
+            poll = select.poll()
+            poll.register(self._socket, events)
         while True:
             now = monotonic()
             # Also between waits that are each short: a server may drip, or take a large message slowly.
@@ -298,7 +307,7 @@ class Stream:
                 self._while_waiting()
                 self._called = now = monotonic()
             left = max(0.0, deadline - now)
-            if poll.poll(ceil(min(left, _PATIENCE) * 1000)):
+            if poll.poll(-int(-1000 * min(left, _PATIENCE) // 1)):
                 return
             if left <= _PATIENCE:
                 raise NetworkError("timed out")
@@ -334,18 +343,21 @@ def connect(
 def connect_unix(
     path: str, timeout: float, while_waiting: Callable[[], None] = lambda: None
 ) -> Stream:
-    """Connect to a unix socket.  Raises ``NetworkError`` as ``connect`` does: also when nobody is there to listen."""
-    return _connected(socket.AF_UNIX, path, path, timeout, while_waiting)
+    """Connect to a unix _socket.  Raises ``NetworkError`` as ``connect`` does: also when nobody is there to listen."""
+    return _connected(_socket.AF_UNIX, path, path, timeout, while_waiting)
 
 
-def _numeric(address: str, port: int) -> tuple[int, _Address]:
+def _numeric(address: str, port: int) -> tuple[int, Address]:
     """Family and socket address.  Raises ``LocalProtocolError``."""
     try:
-        family, _, _, _, found = socket.getaddrinfo(
-            address,
+        if not address.isprintable():
+            raise ValueError
+        family, _, _, _, found = _socket.getaddrinfo(
+            # As octets: from text it would make octets by way of IDNA, which takes 5 ms to load.
+            address.encode("ascii"),
             port,
-            type=socket.SOCK_STREAM,
-            flags=socket.AI_NUMERICHOST | socket.AI_NUMERICSERV,
+            type=_socket.SOCK_STREAM,
+            flags=_socket.AI_NUMERICHOST | _socket.AI_NUMERICSERV,
         )[0]
     except (OSError, ValueError) as error:
         raise blame(LocalProtocolError(f"not an IP address: {address!r}"), "connect") from error
@@ -354,30 +366,30 @@ def _numeric(address: str, port: int) -> tuple[int, _Address]:
 
 def _connected(
     family: int,
-    target: _Address,
+    target: Address,
     name: str,
     timeout: float,
     while_waiting: Callable[[], None],
     *,
-    source: _Address | None = None,
+    source: Address | None = None,
 ) -> Stream:
     """``name`` is for errors."""
     deadline = monotonic() + timeout
-    connecting: socket.socket | None = None
+    connecting: _socket.socket | None = None
     try:
-        connecting = socket.socket(family, socket.SOCK_STREAM)
-        if family != socket.AF_UNIX:
+        connecting = _socket.socket(family, _socket.SOCK_STREAM)
+        if family != _socket.AF_UNIX:
             # Every write is a whole command, flight or piece: Nagle's algorithm could only delay it.
-            connecting.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            connecting.setsockopt(_socket.IPPROTO_TCP, _socket.TCP_NODELAY, 1)
         if source is not None:
             connecting.bind(source)
         stream = Stream(connecting, name, while_waiting)
         code = connecting.connect_ex(target)
         if code == errno.EINPROGRESS:
             stream._wait(select.POLLOUT, deadline)
-            code = connecting.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+            code = connecting.getsockopt(_socket.SOL_SOCKET, _socket.SO_ERROR)
         if code:
-            raise OSError(code, os.strerror(code))
+            raise OSError(code, posix.strerror(code))
     except BaseException as error:
         if connecting is not None:
             connecting.close()

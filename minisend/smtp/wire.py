@@ -11,23 +11,24 @@ defence against SMTP smuggling: what is not written cannot be read as an end of 
 Source: RFC 5321 section 2.3.8 (line ends), 4.5.2 (transparency), RFC 3030 (BDAT, which wants ``crlf``).
 """
 
-from collections.abc import Iterable, Iterator
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
 
 END_OF_DATA = b".\r\n"
 
 
-def crlf(chunks: Iterable[bytes]) -> Iterator[bytes]:
+def crlf(chunks: "Iterable[bytes]") -> "Iterator[bytes]":
     """The message with CRLF line ends and nothing else changed but NULs, which go; a missing last line end is added."""
     return _lines(chunks, stuffed=False)
 
 
-def wire(chunks: Iterable[bytes]) -> Iterator[bytes]:
+def wire(chunks: "Iterable[bytes]") -> "Iterator[bytes]":
     """The message as it follows DATA's 354: CRLF line ends, dots doubled, ``END_OF_DATA`` last and on its own."""
-    yield from _lines(chunks, stuffed=True)
-    yield END_OF_DATA
+    return _lines(chunks, stuffed=True)
 
 
-def _lines(chunks: Iterable[bytes], *, stuffed: bool) -> Iterator[bytes]:
+def _lines(chunks: "Iterable[bytes]", *, stuffed: bool) -> "Iterator[bytes]":
     line_start = True
     after_cr = (
         False  # the last octet was a CR: its line end is written, a LF that follows belongs to it
@@ -52,3 +53,5 @@ def _lines(chunks: Iterable[bytes], *, stuffed: bool) -> Iterator[bytes]:
         yield octets.replace(b"\n", b"\r\n")
     if not line_start:
         yield b"\r\n"
+    if stuffed:
+        yield END_OF_DATA

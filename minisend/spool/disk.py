@@ -146,6 +146,16 @@ def close(fd: int) -> None:
         pass
 
 
+def close_all(fds: list[int]) -> None:
+    """Close descriptors, those with consecutive numbers in one call.  As ``close`` for each."""
+    fds.sort()
+    first = 0
+    for at in range(1, len(fds) + 1):
+        if at == len(fds) or fds[at] != fds[at - 1] + 1:
+            posix.closerange(fds[first], fds[at - 1] + 1)
+            first = at
+
+
 def lock(fd: int) -> bool:
     """True when this process now holds the exclusive lock, False when another one does."""
     try:

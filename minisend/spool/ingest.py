@@ -42,7 +42,7 @@ from minisend.spool.admission import admit
 from minisend.spool.drop import ENVELOPE_LIMIT
 from minisend.spool.enqueue import ID_OCTETS, Floor, acknowledge, enqueue, take_abandoned
 from minisend.spool.limits import Usage
-from minisend.spool.place import open_leaf, state
+from minisend.spool.place import is_own_drop, open_leaf, state
 from minisend.spool.record import (
     BrokenRecord,
     UnknownVersion,
@@ -91,8 +91,6 @@ _KIND = "no regular file"
 _GROUP_WRONG = "its group is not the drop directory's"
 _UNREADABLE = "not to be read by its group"
 _ENVELOPE = "its envelope cannot be used"
-#: What a moment changes.
-SOON = frozenset((_BUSY, _CHANGED))
 _UNSEEN = "more than are looked at in one run"
 
 
@@ -138,6 +136,11 @@ class Result:
         self.warnings: list[str] = []
         self.busy = False
 
+    @property
+    def is_in_hand(self) -> bool:
+        """Whether there was something that its writer, or another process, may let go in a moment."""
+        return self.busy or not self.left.keys().isdisjoint((_BUSY, _CHANGED))
+
 
 class Ingest:
     """From one drop directory into one queue, both of the effective user.
@@ -177,7 +180,7 @@ class Ingest:
         """
         result = Result()
         try:
-            if not is_ours(self._drop):
+            if not is_own_drop(self._drop):
                 return result
             with Queue(self._spool, create=True) as queue:
                 lock = self._lock()
@@ -207,14 +210,6 @@ class Ingest:
                 if each >= 0:
                     disk.close(each)
         return None
-
-
-def is_ours(drop: str) -> bool:
-    """Whether the messages there are for the effective user to bring in."""
-    try:
-        return posix.stat(f"{drop}/new", follow_symlinks=False).st_uid == posix.geteuid()
-    except OSError:
-        return False
 
 
 def count(queue: Queue, usage: Usage) -> None:

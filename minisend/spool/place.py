@@ -44,6 +44,14 @@ def is_own(spool: str) -> bool:
     return True
 
 
+def is_own_drop(drop: str) -> bool:
+    """Whether the messages there are for the effective user to bring in."""
+    try:
+        return posix.stat(f"{drop}/new", follow_symlinks=False).st_uid == posix.geteuid()
+    except OSError:
+        return False
+
+
 def open_queue(spool: str, *, create: bool) -> int:
     """A descriptor of ``<spool>/queue``, which belongs to the effective user.
 

@@ -69,6 +69,10 @@ BARE_CR = "R"
 _TEXT_LIMITS = (16, 16, 320, 32, 400, 400)
 OUTCOME_ROOM = 1300
 
+# Lines of an envelope: how many each has before its recipients, the first one not counted; those that some have.
+_HEAD_KEYS = 8
+_OPTIONS = frozenset((b"from-headers", b"body", b"ret", b"envid", b"channel"))
+
 _SAFE = bytes(c for c in range(0x20, 0x100) if c not in (0x5C, 0x7F))
 
 
@@ -263,35 +267,34 @@ def head_length(octets: bytes) -> int:
 
 def parse_head(head: bytes) -> tuple[Envelope, int]:
     """The envelope and the size of the message; the recipients come last.  Raises BrokenRecord."""
-    # Few steps: a listing of a large queue spends its time here.
+    # Few steps: a flush and the listing of a large queue spend their time here.
     facts, found, to = head[:-2].partition(b"\nto ")
-    lines = [line.partition(b" ") for line in facts.split(b"\n")]
-    single = {key: value for key, _, value in lines[1:]}
-    if len(single) != len(lines) - 1:
+    lines = facts.split(b"\n")
+    del lines[0]
+    single = {key: rest for key, _, rest in [line.partition(b" ") for line in lines]}
+    if len(single) != len(lines):
         raise BrokenRecord("a line stands twice in its envelope")
+    value = unescape if b"\\" in head else bytes
     try:
         envelope = Envelope(
-            single.pop(b"id").decode("ascii"),
-            unescape(single.pop(b"sender")),
+            single[b"id"].decode("ascii"),
+            value(single[b"sender"]),
             [_parse_recipient(lines) for lines in to.split(b"\nto ")],
-            arrived=float(single.pop(b"arrived")),
-            zone=int(single.pop(b"zone")),
-            uid=int(single.pop(b"uid")),
-            login=unescape(single.pop(b"login")),
-            full_name=unescape(single.pop(b"name")),
+            arrived=float(single[b"arrived"]),
+            zone=int(single[b"zone"]),
+            uid=int(single[b"uid"]),
+            login=value(single[b"login"]),
+            full_name=value(single[b"name"]),
+            sender_given=b"sender-given" in single,
         )
-        size = int(single.pop(b"size"))
-        if single:
-            envelope.sender_given = single.pop(b"sender-given", None) is not None
-            envelope.from_headers = single.pop(b"from-headers", None) is not None
-            envelope.body = _from_text(single.pop(b"body", b""))
-            envelope.ret = _from_text(single.pop(b"ret", b""))
-            envelope.envid = _from_text(single.pop(b"envid", b""))
-            envelope.channel = _from_text(single.pop(b"channel", b""))
+        size = int(single[b"size"])
+        known = _HEAD_KEYS + envelope.sender_given
+        if len(single) != known:
+            known += _parse_options(single, envelope)
     except (KeyError, ValueError) as exc:
         raise BrokenRecord("its envelope is incomplete") from exc
     if (
-        single
+        len(single) != known
         or not found
         or not 0 <= size < 10**_SIZE_DIGITS
         or not 0 <= envelope.arrived <= _LAST_TIME
@@ -301,6 +304,16 @@ def parse_head(head: bytes) -> tuple[Envelope, int]:
     ):
         raise BrokenRecord("its envelope is not one of ours")
     return envelope, size
+
+
+def _parse_options(single: dict[bytes, bytes], envelope: Envelope) -> int:
+    """How many there are of the lines that few envelopes have."""
+    envelope.from_headers = b"from-headers" in single
+    envelope.body = _from_text(single.get(b"body", b""))
+    envelope.ret = _from_text(single.get(b"ret", b""))
+    envelope.envid = _from_text(single.get(b"envid", b""))
+    envelope.channel = _from_text(single.get(b"channel", b""))
+    return len(single.keys() & _OPTIONS)
 
 
 def _parse_recipient(lines: bytes) -> Recipient:

@@ -13,13 +13,13 @@ Two rules: an outcome is recorded before anything acts on it, and what is read w
 
 import errno
 import posix
-import time
 from _thread import RLock
 from binascii import crc32
 
 from minisend.envelope import FAILED, Envelope, Facts, Outcome
 from minisend.errors import SpoolError
 from minisend.spool import disk, tombstone
+from minisend.spool.changes import Changes
 from minisend.spool.enqueue import UNACKNOWLEDGED
 from minisend.spool.place import open_queue, open_state
 from minisend.spool.record import (
@@ -48,9 +48,8 @@ if TYPE_CHECKING:
 _PIECE = 256 * 1024
 # What most files are whole in: a larger one takes two calls more.
 _FIRST_READ = 4 * 1024
-# Removals and moves may wait this long for their directory's fsync (DESIGN section 4, "grouped").
-_GROUP_COUNT = 100
-_GROUP_SECONDS = 1.0
+# A larger file is closed at once when it was removed: its room on the disk must not wait for others.
+_SMALL = 64 * 1024
 # Where a message moves to is made durable before where it moved from: a power cut between the two leaves two names, not
 # none.  On its way messages go from the right to the left, and back when an administrator lets one go on.
 _FORTH = ("failed", "hold", "cur", "new")
@@ -99,9 +98,11 @@ class Entry:
     __slots__ = (
         "_extended",
         "_fd",
+        "_first",
         "_kept",
         "_message_at",
         "_queue",
+        "_removed",
         "_reserved",
         "_short",
         "_unacknowledged",
@@ -124,7 +125,8 @@ class Entry:
         queue: "Queue",
         place: Place,
         fd: int,
-        head: bytes,
+        first: bytes,
+        message_at: int,
         tail: Tail,
         size: int,
         envelope: Envelope,
@@ -133,7 +135,10 @@ class Entry:
         self._fd = fd
         self._kept = False
         self._unacknowledged = False
-        self._message_at = len(head)
+        self._removed = False
+        # the file, where one read had all of it, else nothing
+        self._first = first
+        self._message_at = message_at
         # recipients for whose outcomes there is room behind the last line
         self._reserved = 0
         # there was, and is no more
@@ -147,7 +152,7 @@ class Entry:
         self.size = size
         self.trailer = tail.trailer
         self.facts = tail.facts
-        self.tail_at = len(head) + size + tail.length
+        self.tail_at = message_at + size + tail.length
         self.history = tail.history
         self.attempts = 0
         self.latest: dict[int, Outcome] = {}
@@ -177,9 +182,12 @@ class Entry:
     @property
     def pending(self) -> list[int]:
         """Indexes of the recipients that still need an attempt."""
+        count = len(self.envelope.recipients)
+        if not self.latest:
+            return list(range(count))
         return [
             index
-            for index in range(len(self.envelope.recipients))
+            for index in range(count)
             if index not in self.latest or not self.latest[index].final
         ]
 
@@ -196,7 +204,11 @@ class Entry:
 
     def first_octets(self, count: int) -> bytes:
         """Up to ``count`` octets from the start of the message, as it came."""
-        return _read_exactly(self._fd, min(count, self.size), self._message_at)
+        count = min(count, self.size)
+        at = self._message_at
+        if at + count <= len(self._first):
+            return self._first[at : at + count]
+        return _read_exactly(self._fd, count, at)
 
     def around(self) -> tuple[bytes, bytes]:
         """What stands in its file before the message, and what was appended behind it so far."""
@@ -349,7 +361,8 @@ class Entry:
             self._queue.leave_tombstone(self.place, self.trailer)
         disk.unlink(self.place.name, self._queue.directory(self.place.state))
         self._extended = False  # gone with the file
-        self._queue.changed(self.place.state)
+        self._removed = self.size <= _SMALL
+        self._queue.changes.made(self.place.state, removal=True)
 
     def keep_claim(self) -> None:
         """Hold the claim until this process ends, whatever happens to the entry."""
@@ -359,7 +372,10 @@ class Entry:
         """Give the claim back."""
         if self._fd >= 0 and not self._kept:
             self._give_back()
-            disk.close(self._fd)
+            if self._removed:
+                self._queue.changes.close_removed(self._fd)
+            else:
+                disk.close(self._fd)
             self._fd = -1
 
     def _append(self, octets: bytes) -> None:
@@ -386,15 +402,16 @@ class Entry:
         old = self.place
         if (state, name) == (old.state, old.name):
             return
-        # Not while another thread makes changes durable: see ``Queue.sync``.
-        with self._queue.lock:
+        changes = self._queue.changes
+        # Not while another thread makes changes durable.
+        with changes.moving:
             back = old.state in ("hold", "failed") and state in ("new", "cur")
-            self._queue.take_order(_BACK if back else _FORTH)
+            changes.take_order(_BACK if back else _FORTH)
             disk.rename(
                 old.name, self._queue.directory(old.state), name, self._queue.directory(state)
             )
             self.place = Place(state, name)
-            self._queue.changed(state, old.state)
+            changes.made(state, old.state)
 
 
 class Queue:
@@ -402,6 +419,7 @@ class Queue:
 
     ``strict_sync``  fsync a directory after each change ([spool] sync = "each")
     ``report``       called with a queue id and a text when a file is set aside or cannot be read
+    ``changes``      of its names: hears of each that is made here
 
     Several threads may use one; an entry belongs to one of them at a time.
     """
@@ -416,16 +434,11 @@ class Queue:
     ) -> None:
         self.spool = spool
         self._fd = open_queue(spool, create=create)
-        self.lock = RLock()
+        self._lock = RLock()
         self.block = disk.block(self._fd)
         self._directories: dict[str, int] = {}
-        self._strict = strict_sync
+        self.changes = Changes(self.directory, _FORTH, strict=strict_sync)
         self._report = report or (lambda queue_id, text: None)
-        # states with changes of names that are not durable yet
-        self._dirty: set[str] = set()
-        self._order: tuple[str, ...] = _FORTH
-        self._changes = 0
-        self._dirty_since = 0.0
 
     def __enter__(self) -> "Queue":
         return self
@@ -437,7 +450,7 @@ class Queue:
         """Make the last changes durable and close."""
         if self._fd >= 0:
             try:
-                self.sync()
+                self.changes.end()
             finally:
                 for fd in self._directories.values():
                     disk.close(fd)
@@ -454,46 +467,19 @@ class Queue:
         """Descriptor of the directory of ``state``."""
         fd = self._directories.get(state)
         if fd is None:
-            with self.lock:
+            with self._lock:
                 fd = self._directories.get(state)
                 if fd is None:
                     fd = self._directories[state] = open_state(state, self._fd)
         return fd
 
-    def changed(self, *states: str) -> None:
-        """A name in each of these came or went; its fsync may be grouped with others."""
-        with self.lock:
-            if not self._dirty:
-                self._dirty_since = time.monotonic()
-            self._dirty.update(states)
-            self._changes += len(states)
-            if (
-                self._strict
-                or self._changes >= _GROUP_COUNT
-                or time.monotonic() - self._dirty_since >= _GROUP_SECONDS
-            ):
-                self.sync()
-
-    def take_order(self, order: tuple[str, ...]) -> None:
-        """Before a move: what was moved the other way must be durable, as no one order is right for both."""
-        if order != self._order:
-            self.sync()
-            self._order = order
-
     def sync(self) -> None:
-        """Make all changes of names durable."""
-        # Nothing may be moved between these calls.
-        with self.lock:
-            for state in self._order:
-                if state in self._dirty:
-                    disk.fsync(self.directory(state))
-            self._dirty.clear()
-            self._changes = 0
+        """Make all changes of names durable.  Raises OSError."""
+        self.changes.sync()
 
     def settle(self) -> None:
         """Make changes durable that have waited for as long as they may: for somebody to call while nothing else happens."""
-        if self._dirty and time.monotonic() - self._dirty_since >= _GROUP_SECONDS:
-            self.sync()
+        self.changes.settle()
 
     def places(self, *states: str) -> "Iterator[Place]":
         """What lies in these states, in no order; nothing is opened."""
@@ -604,7 +590,7 @@ class Queue:
             disk.unlink(place.name, directory)
         finally:
             disk.close(fd)
-        self.changed(place.state)
+        self.changes.made(place.state, removal=True)
         return True
 
     def leave_tombstone(self, place: Place, trailer: Trailer | None) -> None:
@@ -658,7 +644,9 @@ class Queue:
         if len(octets) < want:
             # All of it is in hand, without another call: a listing reads 100,000 such files.
             rest = octets[after:]
+            first = octets if want == _FIRST_READ else b""
         else:
+            first = b""
             # Not exactly to its end: a flusher may be giving back the room it had reserved there.
             rest = _read_at(fd, max(posix.fstat(fd).st_size - after, 0), after)
         tail = parse_tail(rest, envelope)
@@ -666,7 +654,7 @@ class Queue:
             raise BrokenRecord("its envelope was changed after it was written")
         if envelope.queue_id != place.queue_id:
             raise BrokenRecord("it lies under a name that is not its own")
-        return Entry(self, place, fd, head, tail, size, envelope), tail.torn
+        return Entry(self, place, fd, first, length, tail, size, envelope), tail.torn
 
     def _set_aside(self, place: Place, why: str) -> None:
         if place.state == "failed":
@@ -680,10 +668,10 @@ class Queue:
                     place.queue_id, f"broken ({why}), with its like in queue/failed already"
                 )
                 return
-            with self.lock:
-                self.take_order(_FORTH)
+            with self.changes.moving:
+                self.changes.take_order(_FORTH)
                 disk.rename(place.name, self.directory(place.state), place.queue_id, failed)
-                self.changed("failed", place.state)
+                self.changes.made("failed", place.state)
         except (OSError, SpoolError) as exc:
             self._report(place.queue_id, f"broken ({why}) and cannot be set aside: {_why(exc)}")
         else:

@@ -10,7 +10,8 @@ import pytest
 
 import minisend
 from minisend import errors
-from minisend.admin.command import _parser, main
+from minisend.admin.arguments import parser
+from minisend.admin.command import main
 from minisend.submit import options
 
 MANUALS = Path(minisend.__file__).parents[1] / "man"
@@ -42,7 +43,7 @@ def test_every_delivery_mode_of_sendmail_is_described(letter):
 
 
 def commands():
-    (action,) = [a for a in _parser()._actions if a.dest == "command"]
+    (action,) = [a for a in parser()._actions if a.dest == "command"]
     return action.choices
 
 

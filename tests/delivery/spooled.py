@@ -15,6 +15,8 @@ ME = b"me@here.test"
 class Lines:
     """A log that keeps its lines."""
 
+    heard = True
+
     def __init__(self) -> None:
         self.lines: list[tuple[str, str]] = []
 

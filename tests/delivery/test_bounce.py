@@ -541,6 +541,7 @@ def test_a_broken_message_makes_no_report(queue, message):
         octets = file.read()
         file.seek(octets.index(b"there"))
         file.write(b"THERE")
+    entry = again(queue, entry)
     with pytest.raises(BrokenRecord):
         tell(queue, entry)
     assert listing(queue.spool) == {"new": [ID]}

@@ -5,7 +5,6 @@ The clock is the test's, and the disk is watched through the seam that ``minisen
 
 import json
 import os
-from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -21,7 +20,7 @@ from minisend.config import Config, Delivery
 from minisend.delivery import attempt, destination, lanes, remote, retry
 from minisend.delivery import flush as module
 from minisend.delivery.attempt import Summary
-from minisend.delivery.destination import Destinations, Down, after_failure
+from minisend.delivery.destination import Destinations, Down, _values, after_failure
 from minisend.delivery.flush import Selection, flush
 from minisend.envelope import DELAYED, FAILED, Outcome
 from minisend.spool import disk
@@ -139,7 +138,7 @@ def test_the_status_file_says_all_of_the_last_failure(spool: str, log: Lines) ->
     )
     assert json.loads(file.read_text()) == {
         "destination": name,
-        **asdict(down),
+        **_values(down),
         "counted": [NOW],
     }
     assert known(spool, server.port) == down
@@ -191,7 +190,7 @@ def test_a_broken_status_file_is_as_good_as_none(
     file = Path(spool, "state/destinations", f"={name_of(port)}")
     file.parent.mkdir(parents=True)
     if isinstance(octets, dict):
-        octets = json.dumps(asdict(BELIEVED) | octets).encode()
+        octets = json.dumps(_values(BELIEVED) | octets).encode()
     file.write_bytes(octets)
     assert Destinations(spool).get(name_of(port)) is None
     assert flush(to_smarthost(spool, port), Selection(), log=log) == Summary(tried=1, deferred=1)
@@ -225,7 +224,7 @@ def test_where_no_status_file_can_be_written_everything_else_is_as_ever(
 
         stands_in = SimpleNamespace(**vars(os))
         stands_in.write = write
-        monkeypatch.setattr(destination, "os", stands_in)
+        monkeypatch.setattr(destination, "posix", stands_in)
     port = free_port("127.0.0.1")
     assert flush(to_smarthost(spool, port), Selection(), log=log) == Summary(tried=2, deferred=2)
     assert Destinations(spool).get(name_of(port)) is None
@@ -301,9 +300,7 @@ def test_a_probe_before_its_time_does_not_advance_the_back_off(
         waiting = number if selection.everything else 1
         assert flush(config, selection, log=log) == Summary(tried=waiting, deferred=waiting)
         down = known(spool, port)
-        assert down == replace(
-            first, at=clock.now, counted=tuple(NOW + after for after in probes[-3:])
-        )
+        assert down == first.but(at=clock.now, counted=tuple(NOW + after for after in probes[-3:]))
     # All of them wait for that one time.
     assert listing(spool) == {"cur": [f"{first.until}.{queue_id(n)}" for n in range(1, 6)]}
     assert probes == [0.0, 10.0, 20.0, 30.0, 40.0]
@@ -341,7 +338,7 @@ def test_a_fault_of_this_machine_neither_counts_nor_advances_the_back_off(
 
 def test_a_fault_of_this_machine_leaves_the_back_off_where_it_was() -> None:
     down = after_failure(
-        replace(BELIEVED, failures=6, counted=(NOW - 9,), until=int(NOW - 1)),
+        BELIEVED.but(failures=6, counted=(NOW - 9,), until=int(NOW - 1)),
         refused(25, NOW),
         local=True,
         name="x.test",
@@ -353,7 +350,7 @@ def test_a_fault_of_this_machine_leaves_the_back_off_where_it_was() -> None:
 
 def test_after_the_clock_was_set_back_a_probe_counts_as_one_at_its_time() -> None:
     down = after_failure(
-        replace(BELIEVED, until=int(NOW + DAY)),
+        BELIEVED.but(until=int(NOW + DAY)),
         refused(25, NOW),
         local=False,
         name="x.test",
@@ -437,7 +434,7 @@ def test_a_message_that_came_late_has_not_been_waiting_for_the_probes_before_it(
     config = to_smarthost(spool, port, lifetime=60, warn_after=30 * DAY)
     put(spool, 2, ANN, arrived=NOW)
     counted = (NOW - 3000, NOW - 2000, NOW - 1000)
-    Destinations(spool).put(name_of(port), replace(BELIEVED, counted=counted, until=int(NOW)))
+    Destinations(spool).put(name_of(port), BELIEVED.but(counted=counted, until=int(NOW)))
     for attempts in (1, 2):
         clock.now = max(clock.now, known(spool, port).until) + 3600.0
         assert flush(config, EVERYTHING, log=log) == Summary(tried=1, deferred=1), attempts
@@ -505,7 +502,7 @@ def test_what_is_put_off_is_put_off_to_the_sooner_of_two(
     """One next hop is down, the other has put its recipient off: the message waits for whichever comes first."""
     port = free_port("127.0.0.1")
     put(spool, 1, b"a@[127.0.0.1]", b"b@[127.0.0.2]", arrived=NOW)
-    Destinations(spool).put("[127.0.0.2]", replace(BELIEVED, until=int(NOW + 4000)))
+    Destinations(spool).put("[127.0.0.2]", BELIEVED.but(until=int(NOW + 4000)))
     with ScriptedServer(replies({b"RCPT": b"450 4.2.1 later"}), port=port):
         config = to_smarthost(spool, port)
         config.smarthost = None

@@ -62,6 +62,8 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
 class Lines:
     """A log that keeps its lines."""
 
+    heard = True
+
     def __init__(self) -> None:
         self.lines: list[tuple[str, str]] = []
 

@@ -4,11 +4,13 @@ The servers are scripted, one on each address of 127.0.0.0/8 that a test needs; 
 there until it does.
 """
 
+import _thread
 import errno
 import os
 import subprocess
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -50,6 +52,16 @@ def log() -> Lines:
 def at_leisure(monkeypatch: pytest.MonkeyPatch) -> None:
     """The processor is free: how many lanes there are must not depend on what else this machine does."""
     monkeypatch.setattr(Lanes, "_is_busy", lambda self: False)
+
+
+@pytest.fixture(autouse=True)
+def by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lanes can be told from other threads."""
+
+    def start(function: Callable[..., None], arguments: tuple[object, ...]) -> None:
+        threading.Thread(target=function, args=arguments, name="_lane", daemon=True).start()
+
+    monkeypatch.setattr(module, "start_new_thread", start)
 
 
 def running() -> int:
@@ -198,28 +210,23 @@ def test_a_message_that_comes_begins_one_lane_and_not_as_many_as_there_may_be(
 
 
 class Scarce:
-    """In place of ``threading``: so many threads, and then the system has no more."""
+    """In place of ``start_new_thread``: so many threads, and then the system has no more."""
 
     def __init__(self, most: int) -> None:
-        class Thread(threading.Thread):
-            def start(self) -> None:
-                if len(started) == most:
-                    raise RuntimeError("can't start new thread")
-                started.append(self)
-                super().start()
+        self._left = most
 
-        started: list[threading.Thread] = []
-        self.Thread = Thread
-
-    def __getattr__(self, name: str) -> object:
-        return getattr(threading, name)
+    def __call__(self, function: Callable[..., None], arguments: tuple[object, ...]) -> int:
+        if not self._left:
+            raise RuntimeError("can't start new thread")
+        self._left -= 1
+        return _thread.start_new_thread(function, arguments)
 
 
 def test_fewer_threads_than_configured_are_enough(
     spool: str, log: Lines, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sent = put_many(spool, range(12), ANN)
-    monkeypatch.setattr(module, "threading", Scarce(2))
+    monkeypatch.setattr(module, "start_new_thread", Scarce(2))
     together = threading.Barrier(2)
 
     def answer(command: bytes) -> bytes | None:
@@ -238,7 +245,7 @@ def test_without_any_thread_the_run_ends_and_says_why(
     spool: str, log: Lines, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     name = put(spool, 1, ANN)
-    monkeypatch.setattr(module, "threading", Scarce(0))
+    monkeypatch.setattr(module, "start_new_thread", Scarce(0))
     with pytest.raises(SystemFault, match=r"^delivery: can't start new thread$"):
         flush(to_smarthost(spool, free_port("127.0.0.1")), Selection(), log=log)
     assert listing(spool) == {"new": [name]}

@@ -4,11 +4,12 @@ The DNS is a table at the seam (``Query``): a name and kind that is not in it ha
 name of which nothing is in it does not exist; an exception in it is raised.
 """
 
+import _socket
 import socket
 import sys
 import threading
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import dns.message
 import dns.name
@@ -25,7 +26,6 @@ from minisend.delivery.mx import (
     LookupFailed,
     NoAnswer,
     NoSuchName,
-    Query,
     Resolver,
     Target,
     Unroutable,
@@ -34,6 +34,9 @@ from minisend.delivery.mx import (
     targets,
 )
 from minisend.delivery.route import ERROR, LMTP, MX, SMARTHOST, SMTP, NextHop
+
+if TYPE_CHECKING:
+    from minisend.delivery.mx import Query
 
 Zone = dict[tuple[str, str], "tuple[str, ...] | Exception"]
 
@@ -559,16 +562,16 @@ def test_smarthost_literals_need_no_dns() -> None:
 
 
 def test_smarthost_names_come_from_the_system(monkeypatch: pytest.MonkeyPatch) -> None:
-    def lookup(host: str, port: int, **kwargs: Any) -> list[Any]:
+    def lookup(host: bytes, port: int, **kwargs: Any) -> list[Any]:
         assert (port, kwargs) == (26, {"type": socket.SOCK_STREAM})
-        if host == "first.example":
+        if host == b"first.example":
             raise socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resolution")
         return [
             (socket.AF_INET6, socket.SOCK_STREAM, 6, "", ("2001:db8::1", port, 0, 0)),
             (socket.AF_INET, socket.SOCK_STREAM, 6, "", ("192.0.2.1", port)),
         ]
 
-    monkeypatch.setattr(socket, "getaddrinfo", lookup)
+    monkeypatch.setattr(_socket, "getaddrinfo", lookup)
     assert smarthost_targets("first.example", "second.example") == [
         Target("second.example", "2001:db8::1", 26),
         Target("second.example", "192.0.2.1", 26),
@@ -605,10 +608,10 @@ def test_smarthost_names_come_from_the_system(monkeypatch: pytest.MonkeyPatch) -
 def test_smarthost_not_found(
     errors: list[Exception], status: str, reason: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def lookup(host: str, port: int, **kwargs: Any) -> list[Any]:
+    def lookup(host: bytes, port: int, **kwargs: Any) -> list[Any]:
         raise errors[int(host[1:])]
 
-    monkeypatch.setattr(socket, "getaddrinfo", lookup)
+    monkeypatch.setattr(_socket, "getaddrinfo", lookup)
     with pytest.raises(Unroutable) as caught:
         smarthost_targets(*(f"h{n}" for n in range(len(errors))))
     assert (caught.value.status, str(caught.value)) == (status, reason)
@@ -634,7 +637,7 @@ def test_what_a_route_names(monkeypatch: pytest.MonkeyPatch) -> None:
         [Target("127.0.0.7", "127.0.0.7", 29)],
         [Target("localhost", "/run/lmtp", 0, "none")],
     ]
-    monkeypatch.setattr(socket, "getaddrinfo", lambda *args, **kwargs: [])
+    monkeypatch.setattr(_socket, "getaddrinfo", lambda *args, **kwargs: [])
     with pytest.raises(Unroutable) as caught:
         targets(hops[1], here, resolver)
     assert (caught.value.status, str(caught.value)[:24]) == ("4.4.4", "looking up the server: ")
@@ -866,7 +869,7 @@ xn--bcher-kva.example A 192.0.2.8
 
 
 @pytest.fixture(scope="module")
-def query() -> Iterator[Query]:
+def query() -> "Iterator[Query]":
     server = DnsServer()
     yield dns_query(Dns(nameservers=("127.0.0.1",), port=server.port))
     server.close()
@@ -884,14 +887,14 @@ def query() -> Iterator[Query]:
         pytest.param("b\xfccher.example", "A", {"192.0.2.8"}, id="IDNA"),
     ],
 )
-def test_records(query: Query, name: str, kind: str, expected: set[str]) -> None:
+def test_records(query: "Query", name: str, kind: str, expected: set[str]) -> None:
     assert set(query(name, kind, 20.0)) == expected
 
 
 @pytest.mark.parametrize(
     "name", ["gone.example", "x" * 64 + ".example", "a..example", "\xad.example"]
 )
-def test_no_such_name(query: Query, name: str) -> None:
+def test_no_such_name(query: "Query", name: str) -> None:
     with pytest.raises(NoSuchName):
         query(name, "MX", 20.0)
 
@@ -903,7 +906,7 @@ def test_no_such_name(query: Query, name: str) -> None:
         ("dead.example", NoAnswer, "no answer from 127.0.0.1 within 0.5 s"),
     ],
 )
-def test_lookup_failed(query: Query, name: str, kind: type[Exception], why: str) -> None:
+def test_lookup_failed(query: "Query", name: str, kind: type[Exception], why: str) -> None:
     with pytest.raises(LookupFailed) as caught:
         query(name, "MX", 0.5)
     assert (type(caught.value), str(caught.value)) == (kind, why)
@@ -924,7 +927,7 @@ def test_one_server_of_two_that_answers_is_no_silence() -> None:
     )
 
 
-def test_from_the_domain_to_the_servers(query: Query) -> None:
+def test_from_the_domain_to_the_servers(query: "Query") -> None:
     assert targets(NextHop(MX, "x", "alias.example"), config(), Resolver(query)) == [
         Target("mx.example.net", "2001:db8::1", 25),
         Target("mx.example.net", "192.0.2.1", 25),
@@ -952,7 +955,7 @@ def test_without_any_name_server_the_remedy_is_named(monkeypatch: pytest.MonkeyP
     )
 
 
-def unroutable(query: Query) -> tuple[str, str]:
+def unroutable(query: "Query") -> tuple[str, str]:
     with pytest.raises(Unroutable) as caught:
         targets(NextHop(MX, "x", "x"), config(), Resolver(query))
     return caught.value.status, str(caught.value)

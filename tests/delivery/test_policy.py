@@ -33,9 +33,10 @@ from minisend.errors import (
 )
 from minisend.smtp.auth import AuthError
 from minisend.smtp.client import TRANSITIONS, Answer
+from minisend.smtp.dialogue import Refused
 from minisend.smtp.reply import Reply
-from minisend.smtp.session import Refused, SizeExceeded
 from minisend.smtp.stream import HandshakeError
+from minisend.smtp.transaction import SizeExceeded
 
 MTA = "mx.example.net[192.0.2.1]:25"
 
@@ -395,11 +396,11 @@ def test_too_many_recipients(
 def test_whether_the_server_reports_is_kept_with_what_it_said(reports: bool) -> None:
     results = [OK, answer("RCPT TO", 450, b"4.2.0 later")]
     taken, later = judge_transaction([0, 1], results, remote_mta=MTA, at=5.0, reports=reports)
-    assert taken == judge(0, OK, remote_mta=MTA, at=5.0)._replace(reports=reports)
-    assert later == judge(1, results[1], remote_mta=MTA, at=5.0)._replace(reports=reports)
+    assert taken == judge(0, OK, remote_mta=MTA, at=5.0).but(reports=reports)
+    assert later == judge(1, results[1], remote_mta=MTA, at=5.0).but(reports=reports)
     local = judge(1, NetworkError("no IPv6 here", "4.4.1", local=True), at=6.0)
     assert not local.reports
-    assert local.after(later) == later._replace(then=NEXT)
+    assert local.after(later) == later.but(then=NEXT)
 
 
 def test_a_fault_of_this_machine_does_not_hide_what_a_server_said() -> None:

@@ -1,6 +1,7 @@
 """Rate: no period with more messages than it says, over threads, processes, another configuration, damage and a clock set back."""
 
 import os
+import posix
 import signal
 import struct
 import subprocess
@@ -215,7 +216,7 @@ def test_a_disk_that_is_full_lets_nothing_go(
 ) -> None:
     rate = Rate(str(tmp_path), "", 2, 60)
     pwrite = os.pwrite
-    monkeypatch.setattr(os, "pwrite", lambda fd, octets, at: pwrite(fd, octets[:9], at))
+    monkeypatch.setattr(posix, "pwrite", lambda fd, octets, at: pwrite(fd, octets[:9], at))
     assert taken(rate, 0) == [60]
     assert rate.put_off(NOW).reason.endswith("/rate/smarthost: No space left on device")
     monkeypatch.undo()

@@ -3,7 +3,6 @@
 import os
 import ssl
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from itertools import chain
 from types import SimpleNamespace
 from typing import Any
@@ -28,7 +27,7 @@ from minisend.delivery.remote import Content, Remote
 from minisend.delivery.route import ERROR, MX, SMARTHOST, NextHop
 from minisend.envelope import DELAYED, FAILED, RELAYED, Outcome
 from minisend.smtp import stream
-from minisend.smtp.session import DsnRequest
+from minisend.smtp.transaction import DsnRequest
 
 NOW = 1_700_000_000.0
 HOP = NextHop(SMARTHOST, "[127.0.0.1]:25")
@@ -351,7 +350,7 @@ def test_each_recipient_keeps_its_request_in_whichever_transaction() -> None:
         5: DsnRequest("SUCCESS", b"root"),
         9: DsnRequest(original=b"c"),
     }
-    content = replace(CONTENT, ret="HDRS", envid="Q1", dsn=requests)
+    content = CONTENT.but(ret="HDRS", envid="Q1", dsn=requests)
     recipients = {3: ANN, 4: b"dan@x.test", 5: BOB, 9: CARL}
     asked = [
         b"RCPT TO:<ann@x.test> NOTIFY=NEVER",
@@ -365,9 +364,7 @@ def test_each_recipient_keeps_its_request_in_whichever_transaction() -> None:
         with ScriptedServer(answer, keywords=(*KEYWORDS, *keywords)) as server:
             with Remotes(configuration(server.port)) as sending:
                 verdicts = attempt(sending, HOP, b"me@here.test", recipients, content)
-        assert verdicts == [
-            relayed(server, index)._replace(reports=parameters) for index in recipients
-        ]
+        assert verdicts == [relayed(server, index).but(reports=parameters) for index in recipients]
         commands = [c for c in server.sessions[0].commands if c.startswith((b"MAIL", b"RCPT"))]
         if parameters:
             mail_with = mail + b" RET=HDRS ENVID=Q1"

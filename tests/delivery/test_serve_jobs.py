@@ -23,7 +23,7 @@ from minisend.delivery.mx import Target
 from minisend.delivery.policy import Verdict
 from minisend.delivery.remote import Content, Remote
 from minisend.delivery.route import SMARTHOST, NextHop
-from minisend.smtp.session import Deadlines
+from minisend.smtp.deadlines import Deadlines
 
 HOP = NextHop(SMARTHOST, "[127.0.0.1]:25")
 ONE_BY_ONE = tuple(word for word in KEYWORDS if word != b"PIPELINING")

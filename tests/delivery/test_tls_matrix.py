@@ -19,8 +19,9 @@ import trustme
 from delivery.program import Program
 
 from minisend.errors import SmtpError
+from minisend.smtp.deadlines import Deadlines
 from minisend.smtp.handshake import Trust, fingerprints
-from minisend.smtp.session import Deadlines, Session
+from minisend.smtp.session import Session
 from minisend.smtp.stream import HandshakeError, connect
 
 _WAIT = 20.0  # a test that waits longer has failed

@@ -58,12 +58,9 @@ root, deadline, seconds = sys.argv[1:4]
 del sys.argv[1:4]
 sys.path.insert(0, root)
 from minisend.__main__ import main
-from minisend.smtp.session import Deadlines
-usual = Deadlines()
-Deadlines.__init__.__defaults__ = tuple(
-    float(seconds) if name == deadline else getattr(usual, name)
-    for name in Deadlines.__dataclass_fields__
-)
+from minisend.smtp.deadlines import Deadlines
+assert hasattr(Deadlines, deadline)
+setattr(Deadlines, deadline, float(seconds))
 sys.exit(main())
 """
 

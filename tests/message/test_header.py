@@ -241,6 +241,50 @@ def test_equal_to_the_model(data: bytes) -> None:
     assert (fields, body) == model(data)
 
 
+LINES = [
+    b"To: a",
+    b"Cc :b",
+    b"X-Y:",
+    b" c",
+    b"\td",
+    b"",
+    b"A\0: b",
+    b"A: b\r",
+    b"\xc3\xa4: b",
+    b"From x",
+    b":",
+]
+
+
+@settings(max_examples=500, deadline=None)
+@given(
+    st.lists(st.one_of(st.just(LINES[0]), st.sampled_from(LINES)), max_size=6),
+    st.lists(st.sampled_from([b"\n", b"\r\n"]), min_size=8, max_size=8),
+    st.booleans(),
+    st.integers(4, 40),
+)
+def test_the_short_way_leads_where_the_long_one_does(
+    lines: list[bytes], ends: list[bytes], same: bool, limit: int
+) -> None:
+    ends = ends[:1] * 8 if same else ends
+    data = b"".join(line + end for line, end in zip([*lines, b"", b"body"], ends, strict=False))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(header, "HEADER_LIMIT", limit)
+        patch.setattr(header, "_LINE_LIMIT", 4)
+        assert split(data, complete=True) == header._split_any(data, complete=True)
+
+
+def test_most_headers_take_the_short_way() -> None:
+    for end in (b"\n", b"\r\n"):
+        data = end.join([b"To: a", b"Subject: b", b" c", b"", b"body\0", b"\r", b""])
+        found = header._split_plain(data)
+        assert found is not None
+        assert found == Header(
+            [Field(b"To", b"To: a\n"), Field(b"Subject", b"Subject: b\n c\n")],
+            data.index(b"body"),
+        )
+
+
 @settings(max_examples=200, deadline=None)
 @given(MESSAGES, st.lists(st.integers(1, 5), max_size=40), st.integers(4, 60))
 def test_the_reader_and_the_limit_do_not_depend_on_the_pieces(

@@ -6,8 +6,9 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from minisend.smtp.client import END_OF_DATA, MAIL, RCPT, RSET
-from minisend.smtp.session import Results, Session, Transaction
+from minisend.smtp.session import Session
 from minisend.smtp.stream import connect
+from minisend.smtp.transaction import Results, Transaction
 from peers.exim import Exim
 from peers.postfix import Postfix
 

@@ -8,8 +8,9 @@ from aiosmtpd.smtp import SMTP, AuthResult
 
 from minisend.smtp.auth import Credentials
 from minisend.smtp.client import AUTH, END_OF_DATA, RCPT, Answer
+from minisend.smtp.dialogue import Refused
 from minisend.smtp.reply import Reply
-from minisend.smtp.session import Refused, Session
+from minisend.smtp.session import Session
 from minisend.smtp.stream import connect
 from minisend.smtp.wire import crlf
 

@@ -12,8 +12,9 @@ from minisend.smtp import auth
 from minisend.smtp.auth import AuthError, Credentials
 from minisend.smtp.binding import NOT_BOUND, NOT_OFFERED, ChannelBinding
 from minisend.smtp.client import AUTH, Answer
+from minisend.smtp.dialogue import Refused
 from minisend.smtp.reply import Reply
-from minisend.smtp.session import Refused, Session
+from minisend.smtp.session import Session
 from minisend.smtp.stream import connect
 
 TIM = Credentials(b"tim", b"tanstaaftanstaaf")

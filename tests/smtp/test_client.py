@@ -64,7 +64,7 @@ def nothing(connection):
 
 def message(content):
     def act(connection):
-        connection._out.extend(connection.message(content))
+        connection.unsent.extend(connection.message(content))
 
     return act
 

@@ -8,10 +8,12 @@ from minisend.delivery.policy import judge_transaction
 from minisend.envelope import FAILED, RELAYED, Outcome
 from minisend.errors import LocalProtocolError
 from minisend.smtp.client import END_OF_DATA, MAIL, RCPT, Answer, original_recipient, xtext
+from minisend.smtp.deadlines import Deadlines
 from minisend.smtp.reply import Reply
 from minisend.smtp.server import Mail, Rcpt, ServerConnection
-from minisend.smtp.session import Deadlines, DsnRequest, Session, SizeExceeded, Utf8NotOffered
+from minisend.smtp.session import Session
 from minisend.smtp.stream import connect
+from minisend.smtp.transaction import DsnRequest, SizeExceeded, Utf8NotOffered
 
 OK = Answer(END_OF_DATA, b"", Reply(250, (b"2.0.0 queued",)))
 PHASES = ("greeting", "hello", "mail", "rcpt", "data", "block", "end_of_data", "rset", "quit")

@@ -26,8 +26,9 @@ from minisend.smtp.client import (
     Answer,
     Connection,
 )
+from minisend.smtp.deadlines import Deadlines
 from minisend.smtp.reply import MAX_OCTETS, Reply
-from minisend.smtp.session import Deadlines, Session
+from minisend.smtp.session import Session
 from minisend.smtp.stream import Stream
 
 PHASES = (

@@ -17,9 +17,11 @@ from minisend.smtp.client import (
     Connection,
     State,
 )
+from minisend.smtp.dialogue import Refused
 from minisend.smtp.reply import Reply
-from minisend.smtp.session import Refused, Session, Transaction
+from minisend.smtp.session import Session
 from minisend.smtp.stream import connect, connect_unix
+from minisend.smtp.transaction import Transaction
 
 
 def reply(octets):

@@ -21,10 +21,11 @@ from minisend.smtp.binding import (
     signature_hash,
 )
 from minisend.smtp.client import AUTH
+from minisend.smtp.dialogue import Refused
 from minisend.smtp.handshake import Trust
 from minisend.smtp.saslprep import prepare, prepared_octets
 from minisend.smtp.scram import MOST_ITERATIONS, Scram
-from minisend.smtp.session import Refused, Session
+from minisend.smtp.session import Session
 from minisend.smtp.stream import connect
 
 USER = Credentials(b"user", b"pencil")

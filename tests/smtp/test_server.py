@@ -448,7 +448,7 @@ def test_client_against_server_in_memory(octetwise):
     client.rcpt(b"c@y")
     client.data()
     exchange()
-    client._out.extend(client.message([b".a\n\xff"]))
+    client.unsent.extend(client.message([b".a\n\xff"]))
     exchange()
     client.quit()
     exchange()

@@ -27,9 +27,12 @@ from minisend.smtp.client import (
     STARTTLS,
     Answer,
 )
+from minisend.smtp.deadlines import Deadlines
+from minisend.smtp.dialogue import Refused
 from minisend.smtp.reply import Reply
-from minisend.smtp.session import Deadlines, Refused, Session, SizeExceeded
+from minisend.smtp.session import Session
 from minisend.smtp.stream import HandshakeError, Stream, connect
+from minisend.smtp.transaction import SizeExceeded
 
 SECRET = Credentials(b"user", b"pass phrase")
 FLIGHT = b"MAIL FROM:<a@x>\r\nRCPT TO:<b@y>\r\nRCPT TO:<c@y>\r\nDATA\r\n"

@@ -1,10 +1,12 @@
 """The stream: deadlines, errors in words, and reading while writing."""
 
+import _socket
 import errno
 import os
 import select
 import socket
 import threading
+from types import SimpleNamespace
 
 import pytest
 
@@ -192,7 +194,9 @@ def test_faults_of_this_machine_are_marked(monkeypatch, code, local):
         def connect_ex(self, address):
             return code
 
-    monkeypatch.setattr(stream_module.socket, "socket", Failing)
+    monkeypatch.setattr(
+        stream_module, "_socket", SimpleNamespace(**vars(_socket) | {"socket": Failing})
+    )
     assert caught(connect, "192.0.2.1", 25, 5) == (
         f"connect to [192.0.2.1]:25: {os.strerror(code)}",
         "4.4.1",

@@ -13,16 +13,13 @@ from hypothesis import strategies as st
 from minisend.errors import LocalProtocolError, NetworkError, RemoteProtocolError, SmtpError
 from minisend.smtp import session as module
 from minisend.smtp.client import BDAT, DATA, END_OF_DATA, MAIL, RCPT, RSET, Answer
+from minisend.smtp.deadlines import Deadlines
+from minisend.smtp.dialogue import Refused
 from minisend.smtp.reply import Reply
 from minisend.smtp.server import Hello, Mail, MessageData, MessageEnd, Rcpt, ServerConnection
-from minisend.smtp.session import (
-    Deadlines,
-    Refused,
-    Session,
-    SizeExceeded,
-    Transaction,
-)
+from minisend.smtp.session import Session
 from minisend.smtp.stream import Stream, connect
+from minisend.smtp.transaction import SizeExceeded, Transaction
 
 PHASES = (
     *("greeting", "hello", "starttls", "auth", "mail", "rcpt"),

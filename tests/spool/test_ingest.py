@@ -9,7 +9,7 @@ from crash.faulty import ERRORS
 
 from minisend.envelope import DROP, Envelope, Recipient
 from minisend.errors import SpoolError
-from minisend.spool import disk, ingest, tombstone
+from minisend.spool import disk, ingest, place, tombstone
 from minisend.spool.account import account
 from minisend.spool.enqueue import Floor, acknowledge, enqueue, new_queue_id
 from minisend.spool.limits import Usage
@@ -704,7 +704,7 @@ def known(system):
     return None if found == (len(MESSAGE), "c84d920e") else found
 
 
-def test_is_ours(system):
+def test_whose_a_drop_is(system):
     assert isinstance(system, System)
-    assert system.as_user(OURS, lambda: ingest.is_ours(system.drop))
-    assert not ingest.is_ours(f"{system.top}/none")
+    assert system.as_user(OURS, lambda: place.is_own_drop(system.drop))
+    assert not place.is_own_drop(f"{system.top}/none")

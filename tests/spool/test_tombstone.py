@@ -84,9 +84,10 @@ def test_the_usual_one_costs_no_call(queue, monkeypatch):
             patched.setattr(disk, "posix", seam)
             patched.setattr("minisend.spool.store.posix", seam)
             remove(queue)
-        return seam.calls
+        # What was removed is closed by a thread, in its own time.
+        return [call for call in seam.calls if call != "close"]
 
-    assert calls(acknowledged=True) == ["open", "stat", "fstat", "unlink", "close"]
+    assert calls(acknowledged=True) == ["open", "stat", "fstat", "unlink"]
     assert calls(acknowledged=False).count("fsync") == 3
 
 

@@ -1,10 +1,10 @@
 """Who may import whom: every import in the package is one that the layers allow.
 
-errors, address, envelope, config, log    base: each other
+errors, address, envelope, config, kept, log, value    base: each other
 message    → base                spool     → base
 submit     → base, message, spool          nobody imports submit or admin
 submit.smtp → also smtp.server: sendmail -bs, and no other module of submit
-smtp       → errors, address, envelope, log
+smtp       → errors, address, envelope, log, value
 delivery   → base, message, spool, smtp
 admin      → everything but submit
 __main__   exempt: it picks the face
@@ -18,14 +18,14 @@ import pytest
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "minisend"
 
-BASE = frozenset({"errors", "address", "envelope", "config", "log"})
+BASE = frozenset({"errors", "address", "envelope", "config", "kept", "log", "value"})
 MAY_IMPORT = {
     "": frozenset(),  # minisend/__init__.py
     **dict.fromkeys(BASE, BASE),
     "message": BASE | {"message"},
     "spool": BASE | {"spool"},
     "submit": BASE | {"message", "spool", "submit"},
-    "smtp": frozenset({"errors", "address", "envelope", "log", "smtp"}),
+    "smtp": frozenset({"errors", "address", "envelope", "log", "value", "smtp"}),
     "delivery": BASE | {"message", "spool", "smtp", "delivery"},
     "admin": BASE | {"message", "spool", "smtp", "delivery", "admin"},
 }

@@ -302,8 +302,10 @@ def test_destinations(
     (tmp_path / "journal").write_text("no socket")
     for fallback, on_stderr in ((False, False), (True, True)):
         made = log(fallback=fallback)
+        assert made.heard is on_stderr
         made.warning(line("q", a=1))
         assert made.on_stderr is on_stderr
+        assert made.heard is on_stderr
     assert capfd.readouterr() == ("", "minisend: warning: q: a=1\n")
 
     device = daemon("log")
@@ -317,6 +319,7 @@ def test_destinations(
     log(syslog=False).error("nowhere")
     both = log(stderr=True)
     both.info("fifth")
+    assert (early.heard, both.heard) == (True, True)
     assert (early.on_stderr, both.on_stderr) == (False, True)
     assert device.texts() == ["first", "second"]
     assert [fields(octets)[0][1] for octets in journal.datagrams()] == [b"third", b"fifth"]
@@ -690,6 +693,6 @@ def test_nothing_heavy_is_loaded() -> None:
         [sys.executable, "-ISc", code], capture_output=True, text=True, check=True
     )
     assert (done.stdout, done.stderr) == (
-        "minisend minisend.log / select\n",
+        "minisend minisend.kept minisend.log / select\n",
         "minisend: q: a=1\n",
     )

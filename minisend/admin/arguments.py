@@ -1,0 +1,156 @@
+"""The arguments of the minisend command, as argparse knows them.  Every mistake is a UsageError (64), one line."""
+
+import argparse
+from typing import NoReturn
+
+from minisend import __version__
+from minisend.admin import filters
+from minisend.admin.terminal import printable
+from minisend.errors import UsageError
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse, with an exception of ours in place of two lines and exit code 2."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message} (see {self.prog} --help)")
+
+
+def parser() -> argparse.ArgumentParser:
+    """What reads them: ``command`` of the result is the subcommand.  Raises UsageError, and SystemExit for --help and --version."""
+    whole = _Parser(
+        prog="minisend",
+        usage="minisend [-C FILE] COMMAND ...",
+        description="Look after the mail queue.  See minisend(1).",
+        epilog="-C FILE, which must come first, names another configuration file.",
+        allow_abbrev=False,
+    )
+    whole.add_argument("--version", action="version", version=f"minisend {__version__}")
+    commands = whole.add_subparsers(
+        dest="command", metavar="COMMAND", required=True, prog="minisend"
+    )
+
+    flush = commands.add_parser("flush", help="deliver what is due", allow_abbrev=False)
+    flush.add_argument("--all", action="store_true", help="deliver everything, due or not")
+    flush.add_argument("ids", nargs="*", metavar="ID", help="deliver these messages, due or not")
+    flush.add_argument(
+        "--recipient", metavar="DOMAIN", help="only messages with a recipient in this domain"
+    )
+    how_loud = flush.add_mutually_exclusive_group()
+    how_loud.add_argument("--quiet", action="store_true", help="say nothing on success or deferral")
+    how_loud.add_argument(
+        "-v",
+        "--verbose",
+        action="store_true",
+        help="show the dialogue with each server, without passwords",
+    )
+    # What a submission starts: one of a few flushers, see minisend.delivery.slots.
+    flush.add_argument("--background", action="store_true", help=argparse.SUPPRESS)
+
+    run = commands.add_parser(
+        "run",
+        help="serve the queue: deliver what comes and what falls due",
+        description="Deliver in the foreground, until told to stop by SIGTERM.  Logs to standard error.",
+        allow_abbrev=False,
+    )
+    roles = run.add_mutually_exclusive_group()
+    roles.add_argument(
+        "--accept", action="store_true", help="only take mail, from the socket and the drop"
+    )
+    roles.add_argument("--deliver", action="store_true", help="only deliver what is in the queue")
+    run.add_argument(
+        "--exit-idle",
+        metavar="SECONDS",
+        type=_seconds,
+        help="end after so long without anything to do",
+    )
+
+    queue = commands.add_parser(
+        "queue", help="show what waits, why, until when", allow_abbrev=False
+    )
+    queue.add_argument(
+        "--json", action="store_true", help="one JSON object a line, like postqueue -j"
+    )
+    queue.add_argument("ids", nargs="*", metavar="ID", help="only these messages")
+    filters.add_options(queue, filters.STATES_OF["queue"])
+
+    show = commands.add_parser("show", help="show all of a message", allow_abbrev=False)
+    show.add_argument("ids", nargs="+", metavar="ID", help="queue id of the message")
+    show.add_argument("--headers", action="store_true", help="without the body")
+    form = show.add_mutually_exclusive_group()
+    form.add_argument("--raw", action="store_true", help="the octets that go out, nothing else")
+    form.add_argument(
+        "--json", action="store_true", help="one JSON object a line, without the body"
+    )
+
+    for name, about in (
+        ("rm", "remove messages; nobody is told"),
+        ("hold", "keep messages from being delivered"),
+        ("release", "let held messages go, at once"),
+        ("requeue", "try messages again from the start, failed ones too"),
+    ):
+        action = commands.add_parser(name, help=about, allow_abbrev=False)
+        action.add_argument("ids", nargs="*", metavar="ID", help="queue id of the message")
+        action.add_argument("--all", action="store_true", help="all that the command is about")
+        if name == "rm":
+            action.add_argument(
+                "--yes", action="store_true", help="do not ask before --all or a filter removes"
+            )
+        filters.add_options(action, filters.STATES_OF[name])
+
+    check = commands.add_parser("check", help="say whether the queue is well", allow_abbrev=False)
+    check.add_argument("--json", action="store_true", help="one JSON object")
+    check.add_argument(
+        "--overdue",
+        metavar="AGE",
+        type=filters.duration,
+        help="how long a message may be due before nobody serves the queue (default: 30m)",
+    )
+
+    story = commands.add_parser("log", help="show what happened to a message", allow_abbrev=False)
+    story.add_argument("--json", action="store_true", help="one JSON object a line for each event")
+    story.add_argument("id", metavar="ID", help="queue id of the message, also one that is gone")
+
+    login = commands.add_parser(
+        "login", help="let minisend send mail for an account (OAuth2)", allow_abbrev=False
+    )
+    methods = login.add_mutually_exclusive_group()
+    for method, text in (
+        ("device", "enter a code on another device"),
+        ("browser", "log in with a browser on this machine"),
+    ):
+        methods.add_argument(
+            f"--{method}", dest="method", action="store_const", const=method, default="", help=text
+        )
+    login.add_argument(
+        "name",
+        nargs="?",
+        metavar="NAME",
+        default="",
+        help="of a [smarthosts.NAME] table (default: the [smarthost] table)",
+    )
+
+    demo = commands.add_parser(
+        "demo",
+        help="send a message through the whole program, to a server of its own",
+        description="Send a sample message, or the one on standard input, from sendmail through the queue to a "
+        "small server on the loopback interface, and show each step.  Nothing leaves this machine.",
+        allow_abbrev=False,
+    )
+    demo.add_argument(
+        "recipient",
+        nargs="?",
+        metavar="RECIPIENT",
+        default="demo@example.net",
+        help="envelope recipient of a message on standard input (default: %(default)s)",
+    )
+    return whole
+
+
+def _seconds(text: str) -> float:
+    digits = text.removesuffix("s")
+    if not (digits.isascii() and digits.isdecimal() and len(digits) <= 9):
+        raise argparse.ArgumentTypeError(
+            f'expected whole seconds, such as 30 (got "{printable(text)}")'
+        )
+    return float(digits)
