@@ -8,6 +8,7 @@ the test would show nothing.
 import os
 import shutil
 import subprocess
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -33,12 +34,17 @@ def kind(request):
     return request.param
 
 
+@pytest.fixture
+def directory():
+    """One that other accounts can enter, which pytest's are not."""
+    with tempfile.TemporaryDirectory(prefix="minisend-power-") as made:
+        os.chmod(made, 0o755)
+        yield Path(made)
+
+
 @contextmanager
 def machine(kind: str, directory: Path) -> Iterator[tuple[FileSystem, System]]:
     """A system in a file system of its own, which has it on the disk."""
-    os.chmod(directory, 0o755)
-    for path in directory.parents[:2]:
-        os.chmod(path, 0o755)
     disk = FileSystem(kind, directory / "image", directory / "mounted")
     try:
         disk.__enter__()
@@ -83,9 +89,9 @@ def message(number: int) -> bytes:
 
 
 @pytest.mark.parametrize("without", [False, True], ids=["as it is", "without the fsync"])
-def test_what_was_put_is_there(tmp_path, kind, without):
+def test_what_was_put_is_there(directory, kind, without):
     lost = 0
-    with machine(kind, tmp_path) as (disk, system):
+    with machine(kind, directory) as (disk, system):
         for number in range(4):
             submission = bytes([number]) * 16
             system.as_user(
@@ -110,10 +116,10 @@ def queued(system: System) -> list[tuple[object, bytes]]:
 
 
 @pytest.mark.parametrize("without", [False, True], ids=["as it is", "without a tombstone"])
-def test_what_was_brought_in_and_delivered_does_not_come_back(tmp_path, kind, without):
+def test_what_was_brought_in_and_delivered_does_not_come_back(directory, kind, without):
     """The drop directory is a mount of its own: its removals are not durable because the queue's are."""
     back = 0
-    with machine(kind, tmp_path) as (disk, system), a_system() as queue:
+    with machine(kind, directory) as (disk, system), a_system() as queue:
         drop_of_its_own, queue.drop = queue.drop, system.drop
         for number in range(3):
             queue.put(ANN, bytes([number]) * 16, message(number))
@@ -137,10 +143,10 @@ def test_what_was_brought_in_and_delivered_does_not_come_back(tmp_path, kind, wi
     assert (back > 0) is without
 
 
-def test_while_it_is_brought_in(tmp_path, kind):
+def test_while_it_is_brought_in(directory, kind):
     """Stopped at any change, then the power goes: it is in the queue, or in the drop directory, and comes in once."""
     stops = ("rename", "unlink")
-    with machine(kind, tmp_path) as (disk, system):
+    with machine(kind, directory) as (disk, system):
         for number, call in enumerate(stops):
             submission = bytes([number]) * 16
             system.put(ANN, submission, message(number))
