@@ -498,6 +498,7 @@ class Session:
             self._trace(f"-- {self._stream.tls}")
 
     def _authenticate(self, credentials: auth.Credentials) -> None:
+        self._connection.hide(credentials.password, credentials.token)
         choices = auth.choose(
             self.extensions.auth,
             self._mechanism,
