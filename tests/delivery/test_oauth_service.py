@@ -321,7 +321,9 @@ class Person:
 
 
 def log_in(host: Smarthost, person: Person) -> Tokens:
-    return device.log_in(client(host), person.shown.append, clock=person.clock, wait=person.wait)
+    return device.log_in(
+        client(host), person.shown.append, clock=person.clock, timer=person.clock, wait=person.wait
+    )
 
 
 def test_device_flow(service: Service, token_file: Path) -> None:
@@ -351,6 +353,30 @@ def test_device_flow(service: Service, token_file: Path) -> None:
     ]
 
 
+@pytest.mark.parametrize("step", [86400.0, -86400.0], ids=["forward", "back"])
+def test_device_flow_while_the_clock_is_set(
+    service: Service, token_file: Path, step: float
+) -> None:
+    """Neither given up too early nor waited for too long; a token's life is by the clock as it is then."""
+    host = smarthost(service, token_file)
+    person = Person(service, after=2)
+    now = [100_000.0]
+
+    def wait(seconds: float) -> None:
+        person.wait(seconds)
+        now[0] += seconds + step
+
+    tokens = device.log_in(
+        client(host),
+        person.shown.append,
+        clock=lambda: now[0],
+        timer=person.clock,
+        wait=wait,
+    )
+    assert person.waits == [5.0, 5.0]
+    assert tokens.expires_at == 100_000 + 10 + 2 * step + 3600
+
+
 def test_device_flow_denied(service: Service, token_file: Path) -> None:
     host = smarthost(service, token_file)
     person = Person(service, after=1, allow=False)
@@ -366,7 +392,9 @@ def test_device_flow_expired_there(service: Service, token_file: Path) -> None:
             asked["expires_at"] = 0
 
     assert failure(
-        lambda: device.log_in(client(host), person.shown.append, clock=person.clock, wait=late)
+        lambda: device.log_in(
+            client(host), person.shown.append, clock=person.clock, timer=person.clock, wait=late
+        )
     ) == ("[smarthosts.work] oauth2: the code was not entered in time: run: minisend login work")
 
 
