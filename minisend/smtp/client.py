@@ -555,13 +555,16 @@ class Connection:
 
     def _without_secret(self, reply: Reply) -> Reply:
         """The reply with an echo of an AUTH response hidden: Sendmail and others quote a line they do not know."""
-        for secret in self._hidden:
-            reply = Reply(reply.code, tuple(line.replace(secret, b"***") for line in reply.lines))
         if not self._secrets:
             return reply
+        # Of letters alone only the whole word: "***word" would say what it is.
+        words = [
+            rb"\b%b\b" % secret if secret.isalpha() else re.escape(secret)
+            for secret in self._hidden
+        ]
         # An echo may be cut short, so its beginning is looked for.
         begins = b"|".join(re.escape(secret[:8]) for secret in self._secrets)
-        echo = re.compile(b"(?:" + begins + rb")[A-Za-z0-9+/=]*")
+        echo = re.compile(b"|".join([*words, b"(?:" + begins + rb")[A-Za-z0-9+/=]*"]))
         return Reply(reply.code, tuple(echo.sub(b"***", line) for line in reply.lines))
 
     def _secret(self, response: bytes) -> bytes:
