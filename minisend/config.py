@@ -407,7 +407,10 @@ class Config:
 
 
 class SubmissionFacts:
-    """All that ``sendmail`` needs to know before it hands a message over; forms as in ``Config``."""
+    """All that ``sendmail`` needs to know before it hands a message over; forms as in ``Config``.
+
+    ``spool_path``  "" for a uid that has no home, and no spool is named: then the socket and the drop are left
+    """
 
     __slots__ = (
         "drop",
@@ -513,8 +516,16 @@ def submission_facts(
             if name in section:
                 into = spool if table == "spool" else submission
                 into[name] = _typed(path, text, (table, name, kind, default), section[name])
-    spool_path = spool.pop("path", None) or _default_spool(environ, uid, euid)
-    return SubmissionFacts(main, Spool(spool_path, **spool), Submission(**submission))
+    ways = Submission(**submission)
+    spool_path = spool.pop("path", None)
+    if spool_path is None:
+        try:
+            spool_path = _default_spool(environ, uid, euid)
+        except ConfigError:
+            if not (ways.socket or ways.drop):
+                raise
+            spool_path = ""  # who has no place for a queue has the system's service
+    return SubmissionFacts(main, Spool(spool_path, **spool), ways)
 
 
 # -- TOML --------------------------------------------------------------------------------------

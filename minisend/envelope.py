@@ -50,12 +50,15 @@ class Envelope:
     ``sender_given``  the reverse-path came from -f or -r
     ``from_headers``  recipients were taken from the header too (-t)
     ``body``        "" | "7BIT" | "8BITMIME" (-B)
+    ``channel``     how it came: "" written into the queue by its owner | "socket", where the kernel said who ``uid`` is |
+                    "drop", where ``uid`` is a claim and no proof
     ``ret``, ``envid``  RFC 3461 values, "" when not asked for
     """
 
     __slots__ = (
         "arrived",
         "body",
+        "channel",
         "envid",
         "from_headers",
         "full_name",
@@ -85,6 +88,7 @@ class Envelope:
         body: str = "",
         ret: str = "",
         envid: str = "",
+        channel: str = "",
     ) -> None:
         self.queue_id = queue_id
         self.sender = sender
@@ -99,6 +103,7 @@ class Envelope:
         self.body = body
         self.ret = ret
         self.envid = envid
+        self.channel = channel
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Envelope) and all(
@@ -141,6 +146,10 @@ class Facts:
     def __repr__(self) -> str:
         return "Facts(" + ", ".join(f"{n}={getattr(self, n)!r}" for n in self.__slots__) + ")"
 
+
+# Values of ``Envelope.channel``; "" is the owner's own writing.
+SOCKET = "socket"
+DROP = "drop"
 
 DELIVERED = "delivered"
 RELAYED = "relayed"

@@ -23,3 +23,12 @@ def queue(spool):
 
     with RecordingQueue(spool) as opened:
         yield opened
+
+
+@pytest.fixture
+def system():
+    """The spool of a system, with its drop directory, both empty."""
+    from spool.system import a_system
+
+    with a_system() as made:
+        yield made

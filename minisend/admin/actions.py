@@ -112,12 +112,7 @@ def act(
     ``ask``  before anything is done to chosen ones
     Raises UsageError when neither ids nor anything to choose by is given, or both; SpoolError, SystemFault.
     """
-    if ids and (everything or chosen.given):
-        raise UsageError(f"{name}: name messages, or use --all or a filter, not both")
-    if not (ids or everything or chosen.given):
-        raise UsageError(
-            f"{name}: which messages: their ids, --all or a filter (see minisend queue)"
-        )
+    check_choice(name, ids, everything=everything, filtered=chosen.given)
     run = _Run(ACTIONS[name], chosen.states)
     spool = config.spool
     queue = open_queue(spool.path, strict_sync=spool.sync == "each", report=run.report)
@@ -140,6 +135,16 @@ def act(
     if run.done and ACTIONS[name].makes_due:
         poke(spool.path, EVERYTHING)
     return run.end()
+
+
+def check_choice(name: str, ids: tuple[str, ...], *, everything: bool, filtered: bool) -> None:
+    """Raise UsageError unless it is said which messages are meant, in one way."""
+    if ids and (everything or filtered):
+        raise UsageError(f"{name}: name messages, or use --all or a filter, not both")
+    if not (ids or everything or filtered):
+        raise UsageError(
+            f"{name}: which messages: their ids, --all or a filter (see minisend queue)"
+        )
 
 
 def _chosen(queue: Queue, chosen: Filter) -> list[Place]:

@@ -13,9 +13,11 @@ from typing import NoReturn
 
 from minisend import __version__
 from minisend.admin import filters
+from minisend.admin.owner import become_owner
 from minisend.admin.terminal import printable, write
 from minisend.config import Config, load
 from minisend.errors import UsageError
+from minisend.spool.place import is_own
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -80,6 +82,11 @@ def _parser() -> _Parser:
         description="Deliver in the foreground, until told to stop by SIGTERM.  Logs to standard error.",
         allow_abbrev=False,
     )
+    roles = run.add_mutually_exclusive_group()
+    roles.add_argument(
+        "--accept", action="store_true", help="only take mail, from the socket and the drop"
+    )
+    roles.add_argument("--deliver", action="store_true", help="only deliver what is in the queue")
     run.add_argument(
         "--exit-idle",
         metavar="SECONDS",
@@ -173,10 +180,26 @@ def _load(config_file: str | None) -> Config:
     return load(config_file, posix.environ, posix.getuid(), posix.geteuid())
 
 
+def _load_as_owner(config_file: str | None) -> Config:
+    """For what touches the queue: root becomes the account whose it is."""
+    config = _load(config_file)
+    become_owner(config.spool.path)
+    return config
+
+
+def _for_owner(config: Config, command: str) -> Config:
+    """Raises PermissionDenied where the queue is another account's, for what the service at the socket does not do."""
+    if config.submission.socket and not is_own(config.spool.path):
+        from minisend.admin.served import not_allowed
+
+        raise not_allowed(command)
+    return config
+
+
 def _queue(asked: argparse.Namespace, config_file: str | None) -> int:
     from minisend.admin.queue import show_queue
 
-    config = _load(config_file)
+    config = _load_as_owner(config_file)
     chosen = _filter(asked, config)
     if asked.ids and chosen.given:
         raise UsageError("queue: name messages, or use filters, not both")
@@ -189,7 +212,7 @@ def _show(asked: argparse.Namespace, config_file: str | None) -> int:
     if asked.raw and len(asked.ids) > 1:
         raise UsageError("show --raw: one message at a time")
     return show(
-        _load(config_file),
+        _for_owner(_load_as_owner(config_file), "show"),
         tuple(asked.ids),
         headers=asked.headers,
         raw=asked.raw,
@@ -198,13 +221,18 @@ def _show(asked: argparse.Namespace, config_file: str | None) -> int:
 
 
 def _act(asked: argparse.Namespace, config_file: str | None) -> int:
+    config = _load_as_owner(config_file)
+    chosen = _filter(asked, config)
+    if asked.command == "rm" and not is_own(config.spool.path) and config.submission.socket:
+        from minisend.admin.served import remove
+
+        return remove(config.submission.socket, chosen, tuple(asked.ids), everything=asked.all)
     from minisend.admin.actions import act
 
-    config = _load(config_file)
     return act(
-        config,
+        _for_owner(config, asked.command),
         asked.command,
-        _filter(asked, config),
+        chosen,
         tuple(asked.ids),
         everything=asked.all,
         ask=asked.command == "rm" and not asked.yes and posix.isatty(0),
@@ -220,7 +248,7 @@ def _check(asked: argparse.Namespace, config_file: str | None) -> int:
     from minisend.admin.check import OVERDUE, check
 
     overdue = OVERDUE if asked.overdue is None else asked.overdue
-    return check(_load(config_file), overdue, as_json=asked.json)
+    return check(_for_owner(_load_as_owner(config_file), "check"), overdue, as_json=asked.json)
 
 
 def _demo(asked: argparse.Namespace, config_file: str | None) -> int:
@@ -232,13 +260,13 @@ def _demo(asked: argparse.Namespace, config_file: str | None) -> int:
 def _login(asked: argparse.Namespace, config_file: str | None) -> int:
     from minisend.admin.login import login
 
-    return login(_load(config_file), asked.name, asked.method)
+    return login(_load_as_owner(config_file), asked.name, asked.method)
 
 
 def _story(asked: argparse.Namespace, config_file: str | None) -> int:
     from minisend.admin.story import show_story
 
-    return show_story(_load(config_file).spool.path, asked.id, as_json=asked.json)
+    return show_story(_load_as_owner(config_file).spool.path, asked.id, as_json=asked.json)
 
 
 def _flush(asked: argparse.Namespace, config_file: str | None) -> int:
@@ -252,7 +280,9 @@ def _flush(asked: argparse.Namespace, config_file: str | None) -> int:
 
         stop = Stop()
         with _ending_on_signals(stop):
-            return background_flush(_load(config_file), Log(syslog=True, stderr=False), stop)
+            return background_flush(
+                _load_as_owner(config_file), Log(syslog=True, stderr=False), stop
+            )
 
     from minisend.delivery.flush import Selection, Stop
 
@@ -265,15 +295,21 @@ def _flush(asked: argparse.Namespace, config_file: str | None) -> int:
 
 
 def _run(asked: argparse.Namespace, config_file: str | None) -> int:
+    from minisend.admin.serving import run
     from minisend.delivery.flush import Stop
-    from minisend.delivery.serve import serve
     from minisend.log import service_log
 
     config = _load(config_file)
     stop = Stop()
     with _ending_on_signals(stop):
-        serve(config, log=service_log(), stop=stop, exit_idle=asked.exit_idle)
-    return 0
+        return run(
+            config,
+            log=service_log(),
+            stop=stop,
+            accept=asked.accept,
+            deliver=asked.deliver,
+            exit_idle=asked.exit_idle,
+        )
 
 
 def _seconds(text: str) -> float:
@@ -318,7 +354,9 @@ def flush_once(
     from minisend.log import Log
 
     stop = Stop()
-    config = _load(config_file)
+    config = _load_as_owner(config_file)
+    if config.submission.socket and not is_own(config.spool.path):
+        return _flush_served(selection, config.submission.socket, quiet=quiet)
     # Quiet stays quiet: what cron is told it mails, which the next run delivers and logs, without end.
     log = Log(syslog=True, stderr=False, fallback=not quiet)
     # Lines on standard error show the progress themselves, and would be written into the bar.
@@ -339,6 +377,18 @@ def flush_once(
         except BrokenPipeError:
             pass
     return summary.exit_code
+
+
+def _flush_served(selection: "Selection", socket: str, *, quiet: bool) -> int:
+    """Of a queue that is another account's: the caller's own messages, all of them."""
+    from minisend.admin.served import flush, not_allowed
+
+    if selection.ids or selection.domain or selection.id_part or selection.recipient_part:
+        raise not_allowed("flush of chosen messages")
+    answer = flush(socket)
+    if not quiet:
+        write(1, answer + "\n")
+    return 0
 
 
 def _summary_line(summary: "Summary", selection: "Selection", spool: str) -> str:

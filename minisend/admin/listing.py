@@ -25,9 +25,8 @@ import time
 from minisend.admin.terminal import printable
 from minisend.envelope import Outcome
 from minisend.errors import SpoolError
-from minisend.spool import disk
 from minisend.spool.record import BrokenRecord, UnknownVersion
-from minisend.spool.store import Entry, Place, Queue
+from minisend.spool.store import Entry, Place, Queue, claimed_files
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -210,7 +209,7 @@ def messages(
 def _messages(
     queue: Queue, states: "tuple[str, ...]", reasons: Reasons | None
 ) -> "Iterator[Listed]":
-    claimed = _claimed_files(queue)
+    claimed = claimed_files(queue)
     # On its way a message goes from the left to the right in ``states``: one that moves meanwhile is listed in both.
     names = [(state, _names(queue, state)) for state in states]
     gone: dict[str, None] = {}
@@ -239,7 +238,7 @@ def named(
 
     Each is closed when the next one is asked for.
     """
-    claimed = _claimed_files(queue)
+    claimed = claimed_files(queue)
     for queue_id, place in find(queue, ids).items():
         listed = _look(queue, place, claimed, reasons) if place else None
         if listed is None:
@@ -258,7 +257,7 @@ def message(queue: Queue, queue_id: str, reasons: Reasons | None = None) -> List
         place = queue.find(queue_id, *STATES)
         if place is None:
             return None
-        listed = _look(queue, place, _claimed_files(queue), reasons)
+        listed = _look(queue, place, claimed_files(queue), reasons)
         if listed is not None:
             return listed
     return None
@@ -325,30 +324,3 @@ def _look(
 
 def _is_absent(exc: SpoolError) -> bool:
     return isinstance(exc.__cause__, FileNotFoundError)
-
-
-def _claimed_files(queue: Queue) -> set[tuple[int, int]]:
-    """Device and inode of every file on the queue's file system that some process has locked with flock (proc(5), /proc/locks).
-
-    Trying the lock instead would make a flusher that comes by at this moment pass the message over.
-    """
-    octets = b""
-    try:
-        fd = posix.open("/proc/locks", posix.O_RDONLY | posix.O_CLOEXEC)
-        try:
-            while piece := posix.read(fd, 65536):
-                octets += piece
-        finally:
-            disk.close(fd)
-    except OSError:
-        return set()
-    claimed = set()
-    device = posix.fstat(queue.fd).st_dev
-    for line in octets.splitlines():
-        fields = line.split()
-        # "3: FLOCK ADVISORY WRITE 1423 fe:01:1055 0 EOF"; one that waits has "->" in its second field
-        if len(fields) > 5 and fields[1] == b"FLOCK" and fields[3] == b"WRITE":
-            major, minor, inode = fields[5].split(b":")
-            if posix.makedev(int(major, 16), int(minor, 16)) == device:
-                claimed.add((device, int(inode)))
-    return claimed

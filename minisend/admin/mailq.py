@@ -23,13 +23,17 @@ import posix
 import time
 
 from minisend.admin.listing import Listed, Reasons, clock, messages, open_queue
+from minisend.admin.owner import become_owner
 from minisend.admin.terminal import Batch, printable
 from minisend.config import load, submission_facts
 from minisend.errors import ConfigError
+from minisend.spool.place import is_own
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from minisend.config import Config
+    from collections.abc import Iterator
+
+    from minisend.config import Config, SubmissionFacts
     from minisend.envelope import Outcome
 
 _LINE = "%-17s %8s %-19s %s\n"
@@ -42,7 +46,7 @@ def mailq(config_file: str | None) -> int:
     facts = submission_facts(config_file, posix.environ, posix.getuid(), posix.geteuid())
     try:
         with Batch(1) as out:
-            _list(facts.spool_path, Reasons(lambda: _config(config_file)), out)
+            _list(_waiting(facts, Reasons(lambda: _config(config_file))), out)
     except BrokenPipeError:
         pass  # "mailq | head": the reader has all it wants
     return 0
@@ -56,17 +60,28 @@ def _config(config_file: str | None) -> "Config | None":
         return None
 
 
-def _list(spool: str, reasons: Reasons, out: Batch) -> None:
-    until = _Until(time.time())
-    count = octets = 0
-    queue = open_queue(spool)
+def _waiting(facts: "SubmissionFacts", reasons: Reasons) -> "Iterator[Listed]":
+    """The queue's messages, or the caller's own where it is another account's."""
+    become_owner(facts.spool_path)
+    if facts.socket and not is_own(facts.spool_path):
+        from minisend.admin.served import messages as own
+
+        yield from own(facts.socket)
+        return
+    queue = open_queue(facts.spool_path)
     if queue is not None:
         with queue:
-            for listed in messages(queue, reasons=reasons):
-                block = _block(listed, until)
-                out.add(block if count else _LINE % _HEADINGS + block)
-                count += 1
-                octets += listed.size
+            yield from messages(queue, reasons=reasons)
+
+
+def _list(waiting: "Iterator[Listed]", out: Batch) -> None:
+    until = _Until(time.time())
+    count = octets = 0
+    for listed in waiting:
+        block = _block(listed, until)
+        out.add(block if count else _LINE % _HEADINGS + block)
+        count += 1
+        octets += listed.size
     if count:
         plural = "" if count == 1 else "s"
         out.add(

@@ -32,6 +32,7 @@ from minisend.admin.terminal import BOLD, CYAN, DIM, RED, YELLOW, Batch, Paint, 
 from minisend.config import Config
 from minisend.envelope import Outcome
 from minisend.errors import UsageError
+from minisend.spool.place import is_own
 from minisend.spool.store import Queue
 
 COLOURS = {"new": CYAN, "deferred": YELLOW, "hold": BOLD, "failed": RED}
@@ -48,27 +49,39 @@ def show_queue(config: Config, chosen: Filter, ids: tuple[str, ...], *, as_json:
     table = _Table(posix.isatty(1), shutil.get_terminal_size().columns)
     now = time.time()
     missing = []
-    queue = open_queue(config.spool.path)
     with Batch(1) as out:
-        if queue is None:
-            missing = list(ids)
-        else:
-            with queue:
-                for queue_id, listed in _chosen(queue, chosen, ids, Reasons(lambda: config)):
-                    if listed is None:
-                        missing.append(queue_id)
-                    elif as_json:
-                        told = as_object(listed)
-                        if ids:
-                            told["history"] = outcomes(listed)
-                        out.add(json.dumps(told) + "\n")
-                    else:
-                        out.add(table.row(listed, now))
+        for queue_id, listed in _waiting(config, chosen, ids):
+            if listed is None:
+                missing.append(queue_id)
+            elif as_json:
+                told = as_object(listed)
+                if ids:
+                    told["history"] = outcomes(listed)
+                out.add(json.dumps(told) + "\n")
+            else:
+                out.add(table.row(listed, now))
         if not as_json and not (ids and missing and not table.count):
             out.add(table.summary(any_chosen=chosen.given))
     if missing:
         raise not_there(missing)
     return 0
+
+
+def _waiting(
+    config: Config, chosen: Filter, ids: tuple[str, ...]
+) -> Iterator[tuple[str, Listed | None]]:
+    """Id and message; None where there is none.  Of a queue that is another account's: the caller's own messages."""
+    if config.submission.socket and not is_own(config.spool.path):
+        from minisend.admin.served import chosen as own
+
+        yield from own(config.submission.socket, chosen, ids)
+        return
+    queue = open_queue(config.spool.path)
+    if queue is None:
+        yield from ((queue_id, None) for queue_id in ids)
+        return
+    with queue:
+        yield from _chosen(queue, chosen, ids, Reasons(lambda: config))
 
 
 def _chosen(

@@ -3,8 +3,8 @@
 A destination that is down is probed; the messages that wait for it are not attempted one by one.  They get the time of
 the next probe for their own, which costs each a rename, and this file says why for all of them.
 
-    <spool>/destinations/=<next hop, quoted>     one JSON object, see ``Down``
-    <spool>/destinations/!<next hop, quoted>     what the administrator was told of it, see ``delivery.notice``
+    <spool>/state/destinations/=<next hop, quoted>     one JSON object, see ``Down``
+    <spool>/state/destinations/!<next hop, quoted>     what the administrator was told of it, see ``delivery.notice``
 
 The file is advice: written without fsync, believed only while it can be read, and removed when the destination
 answers.  Without it a message is attempted as if nothing were known.
@@ -26,6 +26,7 @@ from urllib.parse import quote
 
 from minisend.delivery import retry
 from minisend.envelope import DELAYED, Outcome
+from minisend.spool.place import state
 
 # What is not to be quoted in a file name; a name that begins with a dot is none of ours.
 _PLAIN = "[]:,@+"
@@ -128,7 +129,8 @@ class Destinations:
     """The status files of one spool.  Never raises for what it reads or cannot write."""
 
     def __init__(self, spool: str) -> None:
-        self._directory = f"{spool}/destinations"
+        self._spool = spool
+        self._directory = f"{state(spool)}/destinations"
 
     def get(self, name: str) -> Down | None:
         """What is known of the next hop of this name (``NextHop.name``), None when nothing is wrong with it."""
@@ -159,6 +161,7 @@ class Destinations:
         draft = f"{self._directory}/.{os.getpid()}.{os.path.basename(path)}"
         octets = json.dumps({"destination": name, **asdict(down)}).encode("ascii")
         try:
+            state(self._spool, make=True)
             os.makedirs(self._directory, 0o700, exist_ok=True)
             fd = os.open(
                 draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600

@@ -10,12 +10,12 @@ when it is claimed for the first time.  That it was held is noted in its file, s
 the notice is in the queue before that, with an id made from the message's, so that it is not there twice after a crash.
 A message judged twice within the hour gets the same verdict twice.
 
-``<spool>/flood`` has a line for each digest, the one seen last at the end:
+``<spool>/state/flood`` has a line for each digest, the one seen last at the end:
 
     DIGEST START ID,ID,...   32 hexadecimal digits; seconds since the epoch; 8 digits of the queue id of each message
                              that passed, and of the one that was told of
 
-It is replaced whole, under a lock on the spool directory, and never fsynced.  A line that cannot be read is as good as
+It is replaced whole, under a lock on its directory, and never fsynced.  A line that cannot be read is as good as
 none, and so is a file that cannot be read or written: then messages pass.
 
 Never: a message with the null reverse-path is not judged; nothing is removed.
@@ -41,6 +41,7 @@ from minisend.message.header import HEADER_LIMIT, find
 from minisend.message.header import split as split_header
 from minisend.spool import disk
 from minisend.spool.enqueue import new_queue_id
+from minisend.spool.place import state
 from minisend.spool.record import format_ranges
 from minisend.spool.store import Entry, Queue
 
@@ -107,7 +108,7 @@ class Flood:
 
     def _count(self, key: bytes, mark: bytes, now: float) -> list[bytes]:
         """The marks of this digest in the present hour, the new one among them where there was room."""
-        spool = os.open(self._spool, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        spool = os.open(state(self._spool, make=True), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             fcntl.flock(spool, fcntl.LOCK_EX)
             lines = _read(spool)

@@ -15,6 +15,7 @@ from minisend.delivery.attempt import Run, Summary, qualified
 from minisend.delivery.destination import Destinations
 from minisend.delivery.flood import Flood
 from minisend.delivery.lanes import Lanes
+from minisend.delivery.pickup import Pickup
 from minisend.errors import SpoolError, UsageError
 from minisend.log import Log, line
 from minisend.spool.record import BrokenRecord, UnknownVersion
@@ -74,6 +75,7 @@ def flush(
     that is not in the queue.
     """
     summary = Summary()
+    Pickup(config, log).run()
     if not os.path.lexists(f"{config.spool.path}/queue"):
         return summary
     stop = stop or Stop()

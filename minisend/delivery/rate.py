@@ -3,7 +3,7 @@
 With "30/m" there is no period of a minute, wherever it begins, in which more than 30 messages are sent.  The 30 may go
 at once (the burst is the whole rate); the next one goes when the first of them is a minute old.
 
-    <spool>/rate/NAME         "smarthost" for [smarthost]; numbers in the order of this machine
+    <spool>/state/rate/NAME         "smarthost" for [smarthost]; numbers in the order of this machine
     octets 0 to 7             messages of the rate, N
     octets 8 to 15            the place P of the oldest of N times, 0 to N-1
     8 octets each, N times    seconds since the epoch at which a message was begun; 0.0 for none
@@ -32,6 +32,7 @@ from math import ceil
 from minisend.config import Config
 from minisend.delivery.destination import Down
 from minisend.delivery.route import NextHop
+from minisend.spool.place import state
 
 # How long a message waits when the file cannot be had.
 _PAUSE = 60.0
@@ -48,7 +49,8 @@ class Rate:
     """
 
     def __init__(self, spool: str, name: str, count: int, seconds: int) -> None:
-        self._directory = f"{spool}/rate"
+        self._spool = spool
+        self._directory = f"{state(spool)}/rate"
         self._path = f"{self._directory}/{name or 'smarthost'}"
         self._table = f"[smarthosts.{name}]" if name else "[smarthost]"
         self._count = count
@@ -107,6 +109,7 @@ class Rate:
     def _ring(self) -> "Iterator[_Ring]":
         """The file, locked.  Raises OSError, as all that is done with it."""
         with suppress(FileExistsError):
+            state(self._spool, make=True)
             os.mkdir(self._directory, 0o700)
         fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         try:

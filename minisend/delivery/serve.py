@@ -23,6 +23,7 @@ from minisend.config import Config
 from minisend.delivery.attempt import Summary
 from minisend.delivery.flush import Stop, add_recovered, new_run, open_queue
 from minisend.delivery.lanes import Lanes
+from minisend.delivery.pickup import Pickup
 from minisend.errors import SpoolError
 from minisend.log import Log, line
 from minisend.spool.place import open_queue as make_queue
@@ -66,6 +67,7 @@ class _Service:
         self._queue = queue
         self._stop = stop
         self._trigger = Trigger(config.spool.path)
+        self._pickup = Pickup(config, log)
         run = new_run(config, queue, summary, log)
         self._destinations = run.destinations
         self._lanes = Lanes(run, ready=self._trigger.wake)
@@ -87,6 +89,8 @@ class _Service:
             while not self._stop.asked:
                 now = time.time()
                 added = lanes.added
+                if self._pickup.look():
+                    octets += SUBMISSION
                 # The clock may have been set back.
                 if (
                     octets.strip(SUBMISSION)
@@ -101,6 +105,7 @@ class _Service:
                 add_recovered(lanes, self._queue)
                 self._queue.settle()
                 wait = min([self._look_at, *(due for due, _, _ in self._soon[:1])]) - now
+                wait = min(wait, self._pickup.wait)
                 lanes.look_after()
                 if lanes.busy or lanes.added > added:
                     idle_since = time.monotonic()
@@ -125,6 +130,7 @@ class _Service:
             # Of what is left here, and of a poke that was read and not acted on, another one that serves the queue hears.
             poke(self._config.spool.path, EVERYTHING)
             return False
+        self._pickup.look()
         due = self._queue.due(time.time(), self._config.spool.retry_max)
         return unread != b"" or any(place.name not in self._given for place in due)
 

@@ -1,12 +1,13 @@
 """The few places for flushers that submissions start: at most so many deliver in the background at once.
 
-A slot is a lock on ``<spool>/slots/<number>``; it is free again when its holder ends, however it ends.
+A slot is a lock on ``<spool>/state/slots/<number>``; it is free again when its holder ends, however it ends.
 """
 
 import fcntl
 import os
 
 from minisend.errors import SpoolError
+from minisend.spool.place import state
 
 # As many as there may be destinations that hang before new mail has to wait for the next flush.
 SLOTS = 2
@@ -17,9 +18,10 @@ def take(spool: str) -> int | None:
 
     Raises SpoolError when there can be no slots: no spool, a disk that takes no file.
     """
-    directory = f"{spool}/slots"
+    directory = f"{state(spool)}/slots"
     try:
         try:
+            state(spool, make=True)
             os.mkdir(directory, 0o700)
         except FileExistsError:
             pass

@@ -30,7 +30,7 @@ from minisend.address import (
     quote_phrase,
     split,
 )
-from minisend.envelope import Envelope, Facts
+from minisend.envelope import DROP, Envelope, Facts
 from minisend.message.date import format_date
 from minisend.message.header import Field, Header
 
@@ -110,13 +110,16 @@ def complete(header: Header, envelope: Envelope, facts: Facts) -> bytes:
 def _received(envelope: Envelope, facts: Facts, date: bytes) -> bytes:
     """Our trace line, in Postfix's form: there is no host that the message came from.
 
-    A message of our own making (uid below 0) names no user.
+    A message of our own making (uid below 0) names no user.  Of one that came by the drop nobody knows whose it is:
+    the owner of a file there can be forged.
     """
     origin = b"minisend"
     if envelope.uid >= 0:
         origin += b", from userid %d" % envelope.uid
+        if envelope.channel == DROP:
+            origin += b" (unverified)"
         # A login that is no plain word would need quoting here, and the number says as much.
-        if envelope.login.isascii() and quote_local(envelope.login) == envelope.login:
+        elif envelope.login.isascii() and quote_local(envelope.login) == envelope.login:
             origin += b" (%b)" % envelope.login
     return b"Received: by %b (%b)\n\tid %b; %b\n" % (
         facts.hostname,

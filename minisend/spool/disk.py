@@ -14,11 +14,21 @@ _CREATE = posix.O_WRONLY | posix.O_CREAT | posix.O_EXCL | posix.O_NOFOLLOW | pos
 # O_NONBLOCK: a lease or a FIFO under this name must not stall us; it means nothing for a regular file.
 _READ = posix.O_RDONLY | posix.O_NOFOLLOW | posix.O_NONBLOCK | posix.O_CLOEXEC
 _CLAIM = posix.O_RDWR | posix.O_NOFOLLOW | posix.O_NONBLOCK | posix.O_CLOEXEC
+# A directory that one may put files into but not list cannot be opened for reading.
+_ENTER = DIRECTORY | getattr(posix, "O_PATH", 0)
 
 
 def open_directory(name: str, at: int | None = None) -> int:
     """A descriptor of the directory ``name``; a symbolic link in its last component is refused."""
     return posix.open(name, DIRECTORY, dir_fd=at)
+
+
+def enter_directory(name: str, at: int | None = None) -> int:
+    """A descriptor of the directory ``name`` for names in it and nothing else: no right to list it is needed.
+
+    A symbolic link in its last component is refused.
+    """
+    return posix.open(name, _ENTER, dir_fd=at)
 
 
 def create(name: str, at: int) -> int:
@@ -110,6 +120,21 @@ def unlink(name: str, at: int) -> None:
     posix.unlink(name, dir_fd=at)
 
 
+def rmdir(name: str, at: int) -> None:
+    """Remove a directory that is empty."""
+    posix.rmdir(name, dir_fd=at)
+
+
+def set_mode(fd: int, mode: int) -> None:
+    """Set the mode of the file behind ``fd``, whatever the umask."""
+    posix.fchmod(fd, mode)
+
+
+def set_mode_at(name: str, at: int, mode: int) -> None:
+    """Set the mode of the file of this name; only in a directory where nobody else could put a link under it."""
+    posix.chmod(name, mode, dir_fd=at)
+
+
 def close(fd: int) -> None:
     """Close a descriptor; its lock goes with it.
 
@@ -141,17 +166,22 @@ def exists(name: str, at: int) -> bool:
     return True
 
 
-def is_at(fd: int, name: str, at: int) -> bool:
-    """True when ``name`` still leads to the very file that ``fd`` has open.
+def mode_at(fd: int, name: str, at: int) -> int:
+    """Type and mode of the file that ``fd`` has open when ``name`` still leads to that very file, else 0.
 
     To be asked after the lock is held: a name looked up before may have been moved meanwhile.
     """
     try:
         there = posix.stat(name, dir_fd=at, follow_symlinks=False)
     except FileNotFoundError:
-        return False
+        return 0
     here = posix.fstat(fd)
-    return (here.st_dev, here.st_ino) == (there.st_dev, there.st_ino)
+    return here.st_mode if (here.st_dev, here.st_ino) == (there.st_dev, there.st_ino) else 0
+
+
+def is_at(fd: int, name: str, at: int) -> bool:
+    """True when ``name`` still leads to the very file that ``fd`` has open, see ``mode_at``."""
+    return mode_at(fd, name, at) != 0
 
 
 def make_directory(path: str) -> None:
@@ -165,6 +195,15 @@ def make_directory(path: str) -> None:
         make_directory(_parent(path))
         _mkdir(path)
     _sync_parent(path)
+
+
+def make_directory_at(name: str, at: int) -> None:
+    """Make ``name``, mode 0700, durable in the directory ``at``; it may be there already."""
+    try:
+        posix.mkdir(name, 0o700, dir_fd=at)
+    except FileExistsError:
+        pass  # as in _mkdir
+    posix.fsync(at)
 
 
 def _mkdir(path: str) -> None:

@@ -2,6 +2,9 @@
 
 No policy in it: who may submit what, and where the queue is, has been decided before.  A message is read once and
 never held whole.  What a crash leaves in ``tmp`` is no message; the store removes it.
+
+The file in ``tmp`` is locked from its creation to the end, and its name is made from the message's id: of several
+processes that have the same message in hand, one can bring it in.  One that nobody has locked is a crash's.
 """
 
 from binascii import crc32
@@ -41,6 +44,14 @@ _COUNTED = 256 * 1024
 _WRITEBACK = 2 * 1024 * 1024
 # RFC 5322 section 2.1.1: a line has at most 998 octets before its line end.
 _LONGEST_LINE = 998
+#: Mode of a message whose submitter has not said that it knows: another copy of it may be on its way, so its removal
+#: leaves a tombstone (``spool.tombstone``).  Without the bit for executing it is an ordinary one.
+UNACKNOWLEDGED = 0o700
+_ACKNOWLEDGED = 0o600
+
+
+#: Octets of a submission id, which its client makes once and nobody can guess.
+ID_OCTETS = 16
 
 
 def new_queue_id(seed: bytes) -> str:
@@ -159,6 +170,8 @@ def enqueue(
     limit: int,
     floor: Floor | None = None,
     size: int = 0,
+    *,
+    acknowledged: bool = True,
 ) -> None:
     """Make a message durable as ``new/<queue id>`` in the directory ``queue`` (a descriptor).
 
@@ -166,6 +179,7 @@ def enqueue(
     ``limit``    the largest message taken, in octets; 0 for any
     ``floor``    what must stay free; None: nothing, as for a report, without which its message could not go
     ``size``     of the message, in octets, as far as it is known beforehand
+    ``acknowledged``  False: a second copy may come by another way, until ``acknowledge``
 
     When this returns, the message survives a power cut.  When it raises, nothing of it stays visible: MessageTooBig,
     SpoolFull and SpoolError (the disk), or whatever reading ``message`` raised.
@@ -182,14 +196,21 @@ def enqueue(
         except OSError as exc:
             ours = False
             raise SpoolError(f"queue/tmp/{name}: {exc.strerror}") from exc
-        _write(fd, envelope, message, limit, floor, queue)
         # Until this ends, well or not, the name it will have is no message that a flusher could take.
-        disk.lock(fd)
+        if not disk.lock(fd):
+            ours = (
+                False  # whoever was quicker to lock it takes it for abandoned, and the name with it
+            )
+            raise SpoolError(f"queue/tmp/{name}: another process has it")
+        if not acknowledged:
+            disk.set_mode(fd, UNACKNOWLEDGED)
+        write_record(fd, envelope, message, limit, floor, queue)
+        disk.fsync(fd)
         _publish(name, tmp, queue)
     except BaseException as exc:
         # Also when a signal came before the descriptor was ours to close.
         if ours:
-            _forget(name, tmp)
+            forget(name, tmp)
         if isinstance(exc, OSError):
             raise SpoolError(f"queue: {exc.strerror}") from exc
         raise
@@ -199,7 +220,42 @@ def enqueue(
         disk.close(tmp)
 
 
-def _forget(name: str, directory: int) -> None:
+def acknowledge(queue: int, queue_id: str) -> None:
+    """No second copy of this message will come: its removal leaves nothing.  ``queue`` is a descriptor.
+
+    Only of one still in ``new``; any other keeps its mark, which costs a tombstone and does no harm.
+    """
+    try:
+        disk.set_mode_at(f"new/{queue_id}", queue, _ACKNOWLEDGED)
+    except OSError:
+        pass
+
+
+def take_abandoned(queue: int, queue_id: str) -> int:
+    """Clear the way for ``enqueue`` where a crash has left a message of this id half received in ``tmp``.
+
+    Returns a descriptor that is to be held until ``enqueue`` has returned, since it keeps others from doing the same;
+    -1 when there is nothing to clear.  Raises OSError.
+    """
+    tmp = open_state("tmp", queue)
+    fd = -1
+    try:
+        fd = disk.open_claiming(queue_id, tmp)
+        if disk.lock(fd) and disk.is_at(fd, queue_id, tmp):
+            disk.unlink(queue_id, tmp)
+            held, fd = fd, -1
+            return held
+    except FileNotFoundError:
+        pass
+    finally:
+        if fd >= 0:
+            disk.close(fd)
+        disk.close(tmp)
+    return -1
+
+
+def forget(name: str, directory: int) -> None:
+    """Take a name away again after a failure, as far as the disk lets us."""
     try:
         disk.unlink(name, directory)
     except OSError:
@@ -217,20 +273,25 @@ def _publish(name: str, tmp: int, queue: int) -> None:
             disk.fsync(new)
         except BaseException:
             # The caller will be told to try again: it must not go out once more.
-            _forget(name, new)
+            forget(name, new)
             raise
     finally:
         disk.close(new)
 
 
-def _write(
+def write_record(
     fd: int,
     envelope: Envelope,
     message: "Iterable[bytes]",
     limit: int,
     floor: Floor | None,
-    queue: int,
+    directory: int,
 ) -> None:
+    """Write head, message and trailer to a new file; nothing is durable yet.
+
+    ``directory``  a descriptor on the file system that ``floor`` is about
+    Raises MessageTooBig, SpoolFull, OSError, or whatever reading ``message`` raised.
+    """
     counter = Counter()
     gathered: list[bytes] = []
     waiting = written = begun = 0
@@ -253,7 +314,7 @@ def _write(
             if written - begun >= _WRITEBACK:
                 # Nobody may have known how large it would be, and others write at the same time.
                 if floor is not None:
-                    floor.check(queue, 0)
+                    floor.check(directory, 0)
                 disk.begin_writing(fd)
                 begun = written
     head = format_head(envelope, counter.octets)
@@ -263,4 +324,3 @@ def _write(
         gathered.insert(0, head)
     gathered.append(format_trailer(counter.trailer(head_crc(head))))
     disk.write(fd, b"".join(gathered))
-    disk.fsync(fd)

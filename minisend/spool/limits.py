@@ -10,6 +10,8 @@ there is no such limit: its owner harms nobody else.
     rate       rate_per_uid        those admitted in the present hour; counted anew for everybody each hour, so that
                                    what is kept of users who have gone does not grow
 
+The rate outlives a process by ``rates`` and ``restore``.
+
 Never: no disk, no queue; the clock is the caller's.
 """
 
@@ -37,6 +39,17 @@ class Usage:
         # uid → messages and octets; none for who has nothing
         self._waiting: dict[int, tuple[int, int]] = {}
 
+    @property
+    def rates(self) -> "tuple[float, dict[int, int]]":
+        """When the present hour began, on the clock, and whom it has seen how often."""
+        return self._hour, dict(self._admitted)
+
+    def restore(self, hour: float, admitted: "dict[int, int]") -> None:
+        """Go on with the hour of another process on the same clock; one that is over, or yet to come, is none."""
+        if 0 <= self._clock() - hour < _HOUR:
+            self._hour = hour
+            self._admitted = dict(admitted)
+
     def add(self, uid: int, octets: int) -> None:
         """A message that is in the queue, admitted or from before."""
         count, size = self._waiting.get(uid, (0, 0))
@@ -62,6 +75,12 @@ class Usage:
         self._admitted[uid] = admitted + 1
         self.add(uid, octets)
         return None
+
+    def undo(self, uid: int, octets: int) -> None:
+        """A message that was just admitted has not been taken after all."""
+        self.released(uid, octets)
+        if self._admitted.get(uid):
+            self._admitted[uid] -= 1
 
     def released(self, uid: int, octets: int) -> None:
         """A message that was added or admitted has left the queue."""

@@ -29,8 +29,10 @@ import binascii
 from minisend.envelope import (
     DELAYED,
     DELIVERED,
+    DROP,
     FAILED,
     RELAYED,
+    SOCKET,
     Envelope,
     Facts,
     Outcome,
@@ -51,6 +53,8 @@ HEAD_LIMIT = 64 * 1024 * 1024
 _LAST_TIME = 1e11
 _UIDS = 1 << 32
 _DAY = 24 * 60
+#: Values of ``Envelope.channel``.
+CHANNELS = ("", SOCKET, DROP)
 _ACTIONS = (DELIVERED, RELAYED, DELAYED, FAILED)
 
 # Trailer flags
@@ -230,6 +234,8 @@ def format_head(envelope: Envelope, size: int) -> bytes:
         lines.append(b"ret " + _text(envelope.ret))
     if envelope.envid:
         lines.append(b"envid " + _text(envelope.envid))
+    if envelope.channel:
+        lines.append(b"channel " + _text(envelope.channel))
     lines.append(b"sender " + escape(envelope.sender))
     for recipient in envelope.recipients:
         lines.append(b"to " + escape(recipient.address))
@@ -281,6 +287,7 @@ def parse_head(head: bytes) -> tuple[Envelope, int]:
             envelope.body = _from_text(single.pop(b"body", b""))
             envelope.ret = _from_text(single.pop(b"ret", b""))
             envelope.envid = _from_text(single.pop(b"envid", b""))
+            envelope.channel = _from_text(single.pop(b"channel", b""))
     except (KeyError, ValueError) as exc:
         raise BrokenRecord("its envelope is incomplete") from exc
     if (
@@ -290,6 +297,7 @@ def parse_head(head: bytes) -> tuple[Envelope, int]:
         or not 0 <= envelope.arrived <= _LAST_TIME
         or not -_DAY < envelope.zone < _DAY
         or not -1 <= envelope.uid <= _UIDS
+        or envelope.channel not in CHANNELS
     ):
         raise BrokenRecord("its envelope is not one of ours")
     return envelope, size

@@ -19,7 +19,8 @@ from binascii import crc32
 
 from minisend.envelope import FAILED, Envelope, Facts, Outcome
 from minisend.errors import SpoolError
-from minisend.spool import disk
+from minisend.spool import disk, tombstone
+from minisend.spool.enqueue import UNACKNOWLEDGED
 from minisend.spool.place import open_queue, open_state
 from minisend.spool.record import (
     HEAD_LIMIT,
@@ -27,6 +28,7 @@ from minisend.spool.record import (
     BrokenRecord,
     Requeue,
     Tail,
+    Trailer,
     UnknownVersion,
     format_facts,
     format_outcomes,
@@ -102,6 +104,7 @@ class Entry:
         "_queue",
         "_reserved",
         "_short",
+        "_unacknowledged",
         "_unwritten",
         "attempts",
         "envelope",
@@ -129,6 +132,7 @@ class Entry:
         self._queue = queue
         self._fd = fd
         self._kept = False
+        self._unacknowledged = False
         self._message_at = len(head)
         # recipients for whose outcomes there is room behind the last line
         self._reserved = 0
@@ -193,6 +197,12 @@ class Entry:
     def first_octets(self, count: int) -> bytes:
         """Up to ``count`` octets from the start of the message, as it came."""
         return _read_exactly(self._fd, min(count, self.size), self._message_at)
+
+    def around(self) -> tuple[bytes, bytes]:
+        """What stands in its file before the message, and what was appended behind it so far."""
+        head = _read_exactly(self._fd, self._message_at, 0)
+        after = self._message_at + self.size
+        return head, _read_exactly(self._fd, self.tail_at - after, after)
 
     def octets(self) -> "Iterator[bytes]":
         """The message as it came, in pieces.  BrokenRecord when the file is shorter than it says."""
@@ -334,6 +344,9 @@ class Entry:
 
     def remove(self) -> None:
         """The message is done with.  Where one attempt made all recipients final this is its only record."""
+        # Its submitter may have spoken since the claim.
+        if self._unacknowledged and _is_unacknowledged(posix.fstat(self._fd).st_mode):
+            self._queue.leave_tombstone(self.place, self.trailer)
         disk.unlink(self.place.name, self._queue.directory(self.place.state))
         self._extended = False  # gone with the file
         self._queue.changed(self.place.state)
@@ -541,8 +554,9 @@ class Queue:
             return None
         claimed = None
         try:
-            if disk.lock(fd) and disk.is_at(fd, place.name, directory):
+            if disk.lock(fd) and (mode := disk.mode_at(fd, place.name, directory)):
                 entry, torn = self._read(place, fd)
+                entry._unacknowledged = _is_unacknowledged(mode)
                 if torn:
                     disk.truncate(fd, entry.tail_at)
                 claimed = entry
@@ -583,20 +597,35 @@ class Queue:
         except FileNotFoundError:
             return False
         try:
-            if not (disk.lock(fd) and disk.is_at(fd, place.name, directory)):
+            if not (disk.lock(fd) and (mode := disk.mode_at(fd, place.name, directory))):
                 return False
+            if _is_unacknowledged(mode):
+                self.leave_tombstone(place, self._trailer(place, fd))
             disk.unlink(place.name, directory)
         finally:
             disk.close(fd)
         self.changed(place.state)
         return True
 
+    def leave_tombstone(self, place: Place, trailer: Trailer | None) -> None:
+        """Before a removal.  A disk that takes none is no reason to keep, and send again, what everybody has."""
+        try:
+            tombstone.leave(self._fd, place.queue_id, trailer)
+        except OSError as exc:
+            self._report(place.queue_id, f"leaves no trace against a second copy: {exc.strerror}")
+
+    def _trailer(self, place: Place, fd: int) -> Trailer | None:
+        try:
+            return self._read(place, fd)[0].trailer
+        except (BrokenRecord, UnknownVersion, OSError):
+            return None
+
     def set_aside(self, entry: Entry, why: str) -> None:
         """Move a claimed entry whose message turned out broken to ``failed`` and report it."""
         self._set_aside(entry.place, why)
 
     def sweep(self, now: float) -> None:
-        """Remove from ``tmp`` what crashes have left there."""
+        """Remove from ``tmp`` what crashes have left there, and tombstones that are old enough."""
         for place in self.places("tmp"):
             directory = self.directory("tmp")
             try:
@@ -607,6 +636,10 @@ class Queue:
                 pass
             except OSError as exc:
                 self._report(place.queue_id, f"cannot be removed from tmp: {exc.strerror}")
+        try:
+            tombstone.sweep(self._fd, now)
+        except OSError as exc:
+            self._report("-", f"tombstones cannot be removed: {exc.strerror}")
 
     def _read(self, place: Place, fd: int) -> tuple[Entry, bool]:
         # One page: nothing but the end of the file cuts this short, where more could be by a page that is unreadable.
@@ -655,6 +688,37 @@ class Queue:
             self._report(place.queue_id, f"broken ({why}) and cannot be set aside: {_why(exc)}")
         else:
             self._report(place.queue_id, f"set aside in queue/failed: {why}")
+
+
+def claimed_files(queue: Queue) -> set[tuple[int, int]]:
+    """Device and inode of every file on the queue's file system that some process has locked with flock (proc(5), /proc/locks).
+
+    Trying the lock instead would make a flusher that comes by at this moment pass the message over.
+    """
+    octets = b""
+    try:
+        fd = posix.open("/proc/locks", posix.O_RDONLY | posix.O_CLOEXEC)
+        try:
+            while piece := posix.read(fd, 65536):
+                octets += piece
+        finally:
+            disk.close(fd)
+    except OSError:
+        return set()
+    claimed = set()
+    device = posix.fstat(queue.fd).st_dev
+    for line in octets.splitlines():
+        fields = line.split()
+        # "3: FLOCK ADVISORY WRITE 1423 fe:01:1055 0 EOF"; one that waits has "->" in its second field
+        if len(fields) > 5 and fields[1] == b"FLOCK" and fields[3] == b"WRITE":
+            major, minor, inode = fields[5].split(b":")
+            if posix.makedev(int(major, 16), int(minor, 16)) == device:
+                claimed.add((device, int(inode)))
+    return claimed
+
+
+def _is_unacknowledged(mode: int) -> bool:
+    return mode & ~0o600 & UNACKNOWLEDGED != 0
 
 
 def _why(exc: OSError | SpoolError) -> str:

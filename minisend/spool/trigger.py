@@ -1,4 +1,4 @@
-"""The FIFO that wakes who serves the queue: ``<spool>/trigger``, one octet for each thing to look at.
+"""The FIFO that wakes who serves the queue: ``<spool>/state/trigger``, one octet for each thing to look at.
 
 Never waits and never fails: a queue that nobody serves at this moment is looked at by whoever serves it next.
 
@@ -9,6 +9,7 @@ import errno
 import posix
 
 from minisend.spool import disk
+from minisend.spool.place import state
 
 # What is to be looked at: ``queue/new``, or all of the queue.
 SUBMISSION = b"n"
@@ -23,7 +24,7 @@ def poke(spool: str, octet: bytes) -> bool:
     """Write ``octet`` to the FIFO of this spool.  True when somebody has it open and will read it."""
     try:
         fd = posix.open(
-            f"{spool}/trigger",
+            f"{state(spool)}/trigger",
             posix.O_WRONLY | posix.O_NONBLOCK | posix.O_CLOEXEC | posix.O_NOFOLLOW,
         )
     except OSError:
@@ -46,7 +47,7 @@ class Trigger:
     """
 
     def __init__(self, spool: str) -> None:
-        path = f"{spool}/trigger"
+        path = f"{state(spool, make=True)}/trigger"
         try:
             posix.mkfifo(path, 0o600)
         except FileExistsError:

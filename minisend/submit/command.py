@@ -13,9 +13,10 @@ from minisend.address import one_line, parse_recipients, parse_sender, quote_loc
 from minisend.config import SubmissionFacts, submission_facts
 from minisend.envelope import Envelope, Recipient
 from minisend.errors import DataError, UsageError
-from minisend.spool.enqueue import new_queue_id
+from minisend.spool.account import Account
+from minisend.spool.enqueue import ID_OCTETS, new_queue_id
 from minisend.submit.handover import hand_over, start_flusher
-from minisend.submit.identity import Identity, caller, zone
+from minisend.submit.identity import caller, zone
 from minisend.submit.options import Options
 from minisend.submit.stdin import pieces, size, until_dot
 
@@ -42,7 +43,8 @@ def submit(options: Options, config_file: str | None) -> int:
         )
     sender = _sender(options.sender)
     facts = submission_facts(config_file, posix.environ, posix.getuid(), posix.geteuid())
-    envelope = new_envelope(options, caller(), sender, recipients)
+    submission = posix.urandom(ID_OCTETS)
+    envelope = new_envelope(options, caller(), submission, sender, recipients)
     envelope.from_headers = options.from_headers
     envelope.body = options.body
     envelope.ret = options.ret
@@ -56,18 +58,30 @@ def submit(options: Options, config_file: str | None) -> int:
         message = _take_header_recipients(envelope, message)
     for recipient in envelope.recipients:
         recipient.notify = options.notify
-    hand_over(facts, envelope, _then_ignoring(signals, message), known)
-    start_delivery(options, facts, config_file, envelope.queue_id)
+    own = hand_over(
+        facts,
+        submission,
+        envelope,
+        _then_ignoring(signals, message),
+        known,
+        later=options.delivery == "queue",
+    )
+    if own:
+        start_delivery(options, facts, config_file, envelope.queue_id)
     return 0
 
 
 def new_envelope(
-    options: Options, identity: Identity, sender: bytes | None, recipients: list[Recipient]
+    options: Options,
+    identity: Account,
+    submission: bytes,
+    sender: bytes | None,
+    recipients: list[Recipient],
 ) -> Envelope:
-    """An envelope with a queue id of its own and the time of now; ``sender`` is None when the caller named none."""
+    """An envelope with the time of now and the queue id of this submission id; ``sender`` is None when the caller named none."""
     now = time.time()
     return Envelope(
-        new_queue_id(posix.urandom(16)),
+        new_queue_id(submission),
         quote_local(identity.login) if sender is None else sender,
         recipients,
         arrived=now,

@@ -1,37 +1,148 @@
 """Where a submission goes, and the start of its delivery.
 
-Three ways in are meant, tried in this order: the caller's own queue, the socket of a running service, the drop
-directory.  Each takes the same envelope and the same pieces of octets and answers with a queue id; today the first is
-the only one, so a queue that belongs to another account is a SpoolError.
+    in this order        when                                              the message is durable by
+    the caller's queue   the spool in force is the caller's own, or is     fsync of file and directory
+                         to be made
+    the socket           a service listens, and greets                     the same, by the service
+    the drop             nobody does, or its answer was lost               rename and fsync of the file
+
+Each takes the same record.  A submission has one id, on whichever way: what arrives by two of them enters the queue once.
+The first octets are kept, so that a small message can still go to the drop when a service is lost in the middle; a large
+one is then refused with "try again".
+
+Source: DESIGN section 3.
 """
 
+import errno
 import posix
 import sys
 
 from minisend.config import SubmissionFacts
 from minisend.envelope import Envelope
+from minisend.errors import SpoolError
 from minisend.spool import disk
 from minisend.spool.enqueue import Floor, enqueue
-from minisend.spool.place import open_queue
+from minisend.spool.place import is_own, open_queue
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
+
+    from minisend.errors import MinisendError
+
+# Octets of a message that are read before a service is spoken to, and kept until it has answered: a connection is not
+# held open for a caller that is slow to write, and a small message can go another way.
+_KEPT_OCTETS = 1024 * 1024
+
+# What stops a way, and what would let a confined service go it; the paths are put in.
+_SOCKET_REMEDIES = {
+    errno.ENOENT: "no service is installed: start minisend-submit.socket",
+    errno.ECONNREFUSED: "nobody listens: start minisend-submit.socket",
+    errno.EACCES: "InaccessiblePaths= or a security module hides it",
+    errno.EPERM: "a security module forbids it",
+    errno.EAFNOSUPPORT: "RestrictAddressFamilies= needs AF_UNIX",
+    errno.ETIMEDOUT: "look at minisend-accept.service",
+}
+_DROP_REMEDIES = {
+    errno.ENOENT: "run minisend setup --system",
+    errno.EROFS: "ProtectSystem= or a read-only mount: add ReadWritePaths={0}, or start minisend-submit.socket",
+    errno.EACCES: "InaccessiblePaths=, a security module, or wrong modes: see minisend doctor",
+    errno.ENOSPC: "the disk is full",
+    errno.EDQUOT: "the quota is used up",
+}
 
 
 def hand_over(
-    facts: SubmissionFacts, envelope: Envelope, message: "Iterable[bytes]", size: int
-) -> None:
-    """Make the message durable.  Raises SpoolError, MessageTooBig, ReadError; then nothing was kept.
+    facts: SubmissionFacts,
+    submission: bytes,
+    envelope: Envelope,
+    message: "Iterable[bytes]",
+    size: int,
+    *,
+    later: bool,
+) -> bool:
+    """Make the message durable; True when it is in the caller's own queue, and so is its delivery.
 
-    ``size``  of the message, in octets, as far as it is known beforehand; else 0
+    ``submission``  the id that the queue id of ``envelope`` is made from
+    ``size``   of the message, in octets, as far as it is known beforehand; else 0
+    ``later``  the delivery is not to be begun at once
+    Raises SpoolError, MessageTooBig, ReadError, or the refusal of the service; then nothing was kept.
     """
-    floor = Floor(f"{facts.spool_path}/queue", facts.min_free, facts.min_free_inodes)
-    queue = open_queue(facts.spool_path, create=True)
-    try:
-        enqueue(queue, envelope, message, facts.max_message_size, floor, size)
-    finally:
-        disk.close(queue)
+    if is_own(facts.spool_path) or not (facts.socket or facts.drop):
+        floor = Floor(f"{facts.spool_path}/queue", facts.min_free, facts.min_free_inodes)
+        queue = open_queue(facts.spool_path, create=True)
+        try:
+            enqueue(queue, envelope, message, facts.max_message_size, floor, size)
+        finally:
+            disk.close(queue)
+        return True
+    stopped = []
+    pieces = iter(message)
+    first, whole = _first_octets(pieces)
+    if facts.socket:
+        from minisend.spool import client
+
+        try:
+            client.submit(
+                facts.socket, submission, envelope, _all(first, pieces), size=size, later=later
+            )
+            return False
+        except client.NotServed as exc:
+            stopped.append(_said(facts.socket, str(exc), exc.number, _SOCKET_REMEDIES))
+        except client.Lost as exc:
+            if not whole:
+                text = f"{facts.socket}: {exc}"
+                if exc.kept:
+                    text += ": it may have been queued"
+                raise SpoolError(text) from exc
+            stopped.append(_said(facts.socket, str(exc), 0, {}))
+    if facts.drop:
+        from minisend.spool.drop import put
+
+        try:
+            put(
+                facts.drop,
+                submission,
+                envelope,
+                _all(first, pieces),
+                facts.max_message_size,
+                Floor(facts.drop, facts.min_free, facts.min_free_inodes),
+                size,
+            )
+            return False
+        except SpoolError as exc:
+            stopped.append(_drop_stopped(facts.drop, exc))
+    raise SpoolError("; ".join(stopped))
+
+
+def _first_octets(pieces: "Iterator[bytes]") -> "tuple[list[bytes], bool]":
+    """As much as is kept, and whether that is the whole message."""
+    first = []
+    length = 0
+    for piece in pieces:
+        first.append(piece)
+        length += len(piece)
+        if length >= _KEPT_OCTETS:
+            return first, False
+    return first, True
+
+
+def _all(first: "list[bytes]", pieces: "Iterator[bytes]") -> "Iterator[bytes]":
+    yield from first
+    yield from pieces
+
+
+def _drop_stopped(drop: str, exc: "MinisendError") -> str:
+    cause = exc.__cause__
+    number = cause.errno or 0 if isinstance(cause, OSError) else 0
+    if number in _DROP_REMEDIES:
+        return f"{exc} ({_DROP_REMEDIES[number].format(drop)})"
+    return str(exc)
+
+
+def _said(path: str, text: str, number: int, remedies: "dict[int, str]") -> str:
+    remedy = remedies.get(number)
+    return f"{path}: {text} ({remedy})" if remedy else f"{path}: {text}"
 
 
 # What a flusher may know of the caller's environment: where the configuration, the spool and systemd's credentials are.

@@ -37,9 +37,11 @@ from minisend.smtp.server import (
     ServerConnection,
     State,
 )
+from minisend.spool.account import Account
+from minisend.spool.enqueue import ID_OCTETS
 from minisend.submit.command import each_once, new_envelope, start_delivery, stop_on_signals
 from minisend.submit.handover import absolute, hand_over
-from minisend.submit.identity import Identity, caller
+from minisend.submit.identity import caller
 from minisend.submit.options import Options
 
 TYPE_CHECKING = False
@@ -108,7 +110,7 @@ class _Session:
         options: Options,
         config_file: str | None,
         facts: SubmissionFacts,
-        identity: Identity,
+        identity: Account,
         signals: list[int],
         *,
         network: bool,
@@ -178,8 +180,9 @@ class _Session:
 
     def _take(self, first: MessageData | MessageEnd) -> None:
         """Queue the message that begins with ``first``, answer, and start its delivery."""
+        submission = posix.urandom(ID_OCTETS)
         envelope = new_envelope(
-            self._options, self._identity, self._sender, each_once(self._recipients)
+            self._options, self._identity, submission, self._sender, each_once(self._recipients)
         )
         envelope.body = self._mail.body
         envelope.ret = self._mail.ret
@@ -187,7 +190,14 @@ class _Session:
         message = self._message(first)
         try:
             try:
-                hand_over(self._facts, envelope, message, self._mail.size)
+                own = hand_over(
+                    self._facts,
+                    submission,
+                    envelope,
+                    message,
+                    self._mail.size,
+                    later=self._options.delivery == "queue",
+                )
             except MinisendError as exc:
                 for _ in message:
                     pass  # the client listens only when it has sent everything
@@ -197,7 +207,8 @@ class _Session:
             return
         self._server.reply(250, f"Ok: queued as {envelope.queue_id}", "2.0.0")
         self._flush()
-        start_delivery(self._options, self._facts, self._config_file, envelope.queue_id)
+        if own:
+            start_delivery(self._options, self._facts, self._config_file, envelope.queue_id)
 
     def _message(self, first: MessageData | MessageEnd) -> "Iterator[bytes]":
         """The octets of the message, taken from the client as they are asked for.  Raises _Abandoned when it stays unfinished."""

@@ -247,8 +247,9 @@ def test_what_is_no_file_is_not_removed(four, act, tmp_path, kind):
 
 
 def test_release_and_requeue_wake_who_serves(four, act):
-    os.mkfifo(four.path / "trigger")
-    reader = os.open(four.path / "trigger", os.O_RDWR | os.O_NONBLOCK)
+    (four.path / "state").mkdir()
+    os.mkfifo(four.path / "state/trigger")
+    reader = os.open(four.path / "state/trigger", os.O_RDWR | os.O_NONBLOCK)
     try:
         for arguments, octets in (
             (("release", full("3")), b"a"),

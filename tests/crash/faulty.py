@@ -29,7 +29,10 @@ FROM_THEN_ON = (
 
 # The others leave the disk as it is: stopped or let down there, it is as before the next of these.
 CHANGES = frozenset(
-    ("write", "pwrite", "posix_fallocate", "ftruncate", "fsync", "rename", "unlink", "mkdir")
+    (
+        *("write", "pwrite", "posix_fallocate", "ftruncate", "fsync", "rename", "unlink", "mkdir"),
+        *("rmdir", "chmod", "fchmod"),
+    )
 )
 
 

@@ -123,7 +123,7 @@ def test_the_status_file_says_all_of_the_last_failure(spool: str, log: Lines) ->
         flush(to_smarthost(spool, server.port), Selection(), log=log)
     name = name_of(server.port)
     mta = f"127.0.0.1[127.0.0.1]:{server.port}"
-    (file,) = Path(spool, "destinations").iterdir()
+    (file,) = Path(spool, "state/destinations").iterdir()
     assert (file.name, file.stat().st_mode & 0o7777) == (f"={name}", 0o600)
     down = Down(
         since=NOW,
@@ -188,8 +188,8 @@ def test_a_broken_status_file_is_as_good_as_none(
 ) -> None:
     put(spool, 1, ANN)
     port = free_port("127.0.0.1")
-    file = Path(spool, "destinations", f"={name_of(port)}")
-    file.parent.mkdir()
+    file = Path(spool, "state/destinations", f"={name_of(port)}")
+    file.parent.mkdir(parents=True)
     if isinstance(octets, dict):
         octets = json.dumps(asdict(BELIEVED) | octets).encode()
     file.write_bytes(octets)
@@ -206,7 +206,7 @@ def test_a_status_file_is_believed_as_it_was_written(spool: str) -> None:
         assert Destinations(spool).get(name) == BELIEVED
         Destinations(spool).forget(name)
         assert Destinations(spool).get(name) is None
-    assert os.listdir(f"{spool}/destinations") == []
+    assert os.listdir(f"{spool}/state/destinations") == []
 
 
 @pytest.mark.parametrize("spoil", ["a file", "full"])
@@ -216,7 +216,8 @@ def test_where_no_status_file_can_be_written_everything_else_is_as_ever(
     for number in (1, 2):
         put(spool, number, ANN)
     if spoil == "a file":
-        Path(spool, "destinations").write_text("")
+        Path(spool, "state").mkdir()
+        Path(spool, "state/destinations").write_text("")
     else:
 
         def write(fd: int, octets: bytes) -> int:
@@ -237,10 +238,10 @@ def test_what_nobody_has_waited_for_in_a_lifetime_is_forgotten(spool: str, log: 
     destinations = Destinations(spool)
     for name, age in (("old.test", 6 * DAY), ("new.test", 4 * DAY)):
         destinations.put(name, BELIEVED)
-        os.utime(f"{spool}/destinations/={name}", (NOW - age, NOW - age))
+        os.utime(f"{spool}/state/destinations/={name}", (NOW - age, NOW - age))
     with ScriptedServer() as server:
         flush(to_smarthost(spool, server.port), Selection(), log=log)
-    assert os.listdir(f"{spool}/destinations") == ["=new.test"]
+    assert os.listdir(f"{spool}/state/destinations") == ["=new.test"]
 
 
 # -- when it is probed
@@ -383,7 +384,7 @@ def test_when_it_answers_the_others_go_out_in_the_same_run(
         assert flush(config, Selection(), log=log) == Summary(tried=21, delivered=21)
     assert len(server.messages) == 21
     assert listing(spool) == {"cur": [f"{int(NOW) + 3600}.{queue_id(99)}"]}
-    assert os.listdir(f"{spool}/destinations") == []
+    assert os.listdir(f"{spool}/state/destinations") == []
     assert log.about("event=") == [
         f'-: event="destination up" relay={name_of(port)} down="{reason}"'
     ]

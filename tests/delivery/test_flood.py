@@ -38,7 +38,7 @@ def judged(
 
 
 def state(spool):
-    return (spool / "flood").read_bytes()
+    return (spool / "state/flood").read_bytes()
 
 
 # -- the verdict
@@ -67,8 +67,8 @@ def test_the_file_whole(tmp_path):
     assert state(tmp_path) == (
         b"%b 1795440609 00000005\n%b 1795440600 00000001,00000002,00000003\n" % (other, one)
     )
-    assert os.listdir(tmp_path) == ["flood"]
-    assert (tmp_path / "flood").stat().st_mode == 0o100600
+    assert os.listdir(tmp_path / "state") == ["flood"]
+    assert (tmp_path / "state/flood").stat().st_mode == 0o100600
 
 
 def test_off(tmp_path):
@@ -156,14 +156,16 @@ def lines(count, marks=b"00000001"):
 )
 def test_a_broken_line_is_none(tmp_path, broken):
     key = digest(1000, TO, b"full")
-    (tmp_path / "flood").write_bytes(broken.replace(b"KEY", key))
+    (tmp_path / "state").mkdir()
+    (tmp_path / "state/flood").write_bytes(broken.replace(b"KEY", key))
     assert judged(Flood(str(tmp_path), 1), [3, 4]) == [PASS, TELL]
     assert b"%b 1795440600 00000003,00000004\n" % key in state(tmp_path)
 
 
 def test_its_size_has_a_limit_and_the_one_seen_longest_ago_goes(tmp_path):
     before = lines(FILE_LIMIT // 53 + 100)
-    (tmp_path / "flood").write_bytes(b"".join(before))
+    (tmp_path / "state").mkdir()
+    (tmp_path / "state/flood").write_bytes(b"".join(before))
     judged(Flood(str(tmp_path), 1), [1])
     after = state(tmp_path)
     assert FILE_LIMIT - 53 < len(after) <= FILE_LIMIT
@@ -172,16 +174,18 @@ def test_its_size_has_a_limit_and_the_one_seen_longest_ago_goes(tmp_path):
 
 
 def test_a_file_of_any_size_is_not_read_whole(tmp_path):
-    with open(tmp_path / "flood", "wb") as file:
+    (tmp_path / "state").mkdir()
+    with open(tmp_path / "state/flood", "wb") as file:
         file.truncate(1 << 40)
     assert judged(Flood(str(tmp_path), 1), [3, 4]) == [PASS, TELL]
     assert len(state(tmp_path)) <= FILE_LIMIT
 
 
 def test_what_a_killed_process_left_is_replaced(tmp_path):
-    (tmp_path / "flood.new").write_bytes(b"x")
+    (tmp_path / "state").mkdir()
+    (tmp_path / "state/flood.new").write_bytes(b"x")
     assert judged(Flood(str(tmp_path), 1), [3, 4]) == [PASS, TELL]
-    assert os.listdir(tmp_path) == ["flood"]
+    assert os.listdir(tmp_path / "state") == ["flood"]
 
 
 @pytest.mark.parametrize("missing", ["no spool", "a directory", "no writing"])
@@ -190,7 +194,7 @@ def test_where_there_is_no_file_messages_pass(tmp_path, monkeypatch, missing):
     if missing != "no spool":
         spool.mkdir()
     if missing == "a directory":
-        (spool / "flood").mkdir()
+        (spool / "state/flood").mkdir(parents=True)
     if missing == "no writing":
 
         def refused(fd, octets):

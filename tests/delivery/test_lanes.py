@@ -347,7 +347,7 @@ def test_a_lane_that_is_not_let_in_again_leaves_the_messages_to_the_others(
     assert (outcome.action, outcome.status) == (DELAYED, "4.3.2")
     # Not down, as the first lane was let in all the time.
     assert log.about("event=") == []
-    assert not os.path.exists(f"{spool}/destinations")
+    assert not os.path.exists(f"{spool}/state/destinations")
 
 
 def test_after_its_last_lane_a_next_hop_is_probed_again(spool: str, log: Lines) -> None:

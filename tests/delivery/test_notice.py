@@ -348,7 +348,7 @@ def test_a_refused_login_is_told_at_once_by_another_way(tmp_path: Path) -> None:
             assert program.flush("--all")[0] == 75
             assert (len(refusals), subjects(elsewhere)) == (left, [subject])
         assert program.flush("--all") == (0, "3 delivered, 0 waiting, 0 failed")
-        assert os.listdir(tmp_path / "spool/destinations") == []
+        assert os.listdir(tmp_path / "spool/state/destinations") == []
         refusals.append(b"535 5.7.8 bad credentials")
         program.sendmail("d@x.test", stdin=b"Subject: s\n\n")
         assert program.flush()[0] == 75

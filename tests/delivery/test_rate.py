@@ -47,8 +47,8 @@ def test_the_whole_rate_at_once_and_the_next_when_the_first_is_old(tmp_path: Pat
         62,
         120,
     ]
-    assert os.listdir(tmp_path / "rate") == ["smarthost"]
-    file = tmp_path / "rate/smarthost"
+    assert os.listdir(tmp_path / "state/rate") == ["smarthost"]
+    file = tmp_path / "state/rate/smarthost"
     assert file.read_bytes() == struct.pack("=QQ3d", 3, 0, NOW + 60, NOW + 61, NOW + 62)
     assert (file.stat().st_mode & 0o7777, file.parent.stat().st_mode & 0o7777) == (0o600, 0o700)
 
@@ -154,15 +154,15 @@ def test_another_rate_keeps_the_latest_times(tmp_path: Path) -> None:
     ],
 )
 def test_what_cannot_be_read_is_empty(tmp_path: Path, octets: bytes) -> None:
-    (tmp_path / "rate").mkdir()
-    (tmp_path / "rate/x").write_bytes(octets)
+    (tmp_path / "state/rate").mkdir(parents=True)
+    (tmp_path / "state/rate/x").write_bytes(octets)
     assert taken(Rate(str(tmp_path), "x", 2, 60), 0, 1, 2) == [0, 1, 60]
 
 
 @pytest.mark.parametrize("future", [NOW + 1e9, float("nan"), float("inf")])
 def test_a_time_from_the_future_counts_as_now(tmp_path: Path, future: float) -> None:
-    (tmp_path / "rate").mkdir()
-    (tmp_path / "rate/x").write_bytes(struct.pack("=QQdd", 2, 0, future, future))
+    (tmp_path / "state/rate").mkdir(parents=True)
+    (tmp_path / "state/rate/x").write_bytes(struct.pack("=QQdd", 2, 0, future, future))
     assert taken(Rate(str(tmp_path), "x", 2, 60), 0, 30, 60, 60, 120) == [60, 60, 60, 120, 120]
 
 
@@ -200,13 +200,14 @@ def test_why_it_waits(tmp_path: Path) -> None:
 
 
 def test_without_the_file_nothing_goes(tmp_path: Path) -> None:
-    (tmp_path / "rate").write_text("")
+    (tmp_path / "state").mkdir()
+    (tmp_path / "state/rate").write_text("")
     rate = Rate(str(tmp_path), "", 1, 60)
     assert taken(rate, 0) == [60]
     down = rate.put_off(NOW)
     assert down.until == NOW + 60
     assert down.reason == (
-        f"the rate of [smarthost] is used up: 1/m: {tmp_path}/rate/smarthost: Not a directory"
+        f"the rate of [smarthost] is used up: 1/m: {tmp_path}/state/rate/smarthost: Not a directory"
     )
 
 
@@ -314,4 +315,4 @@ def test_only_a_smarthost_has_one(tmp_path: Path) -> None:
     rate = rate_of(NextHop(SMARTHOST, "x:[a]:587", smarthost="x"), config)
     assert rate is not None
     assert taken(rate, 0, 1) == [0, 60]
-    assert os.listdir(tmp_path / "rate") == ["x"]
+    assert os.listdir(tmp_path / "state/rate") == ["x"]

@@ -135,7 +135,7 @@ def test_a_submission_wakes_it_and_needs_no_flusher_of_its_own(tmp_path: Path) -
             assert ended(process) == (0, told(installed))
     assert listing(str(installed.spool)) == {}
     # What a flusher that a submission starts takes first.
-    assert not (installed.spool / "slots").exists()
+    assert not (installed.spool / "state/slots").exists()
 
 
 def test_it_delivers_what_falls_due(tmp_path: Path) -> None:
@@ -284,7 +284,7 @@ def test_two_serve_one_queue(tmp_path: Path) -> None:
             assert ended(other) == (0, told(installed))
     assert len(server.messages) == 22
     assert listing(str(installed.spool)) == {}
-    assert not (installed.spool / "slots").exists()
+    assert not (installed.spool / "state/slots").exists()
 
 
 @pytest.mark.parametrize("kind", ["file", "link"])
@@ -292,7 +292,8 @@ def test_a_trigger_that_is_no_fifo(tmp_path: Path, kind: str) -> None:
     with ScriptedServer() as server:
         installed = program(tmp_path, server)
         installed.sendmail("ann@x.test", stdin=MESSAGE)
-        trigger = installed.spool / "trigger"
+        trigger = installed.spool / "state/trigger"
+        trigger.parent.mkdir(exist_ok=True)
         if kind == "file":
             trigger.write_text("kept")
         else:

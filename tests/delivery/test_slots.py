@@ -43,7 +43,7 @@ def take_all(spool: str, held: list[int]) -> None:
 def test_so_many_and_no_more(spool: str, taken: list[int]) -> None:
     take_all(spool, taken)
     assert len(taken) == SLOTS
-    assert stat.S_IMODE(os.stat(f"{spool}/slots").st_mode) == 0o700
+    assert stat.S_IMODE(os.stat(f"{spool}/state/slots").st_mode) == 0o700
     os.close(taken.pop(0))
     take_all(spool, taken)
     assert len(taken) == SLOTS
@@ -72,16 +72,22 @@ def test_a_slot_is_free_when_its_holder_is_killed(spool: str, taken: list[int]) 
     ("spoil", "message"),
     [
         pytest.param(
-            lambda spool: os.rmdir(spool), "slots: No such file or directory", id="no spool"
+            lambda spool: os.rmdir(spool), "state: No such file or directory", id="no spool"
         ),
         pytest.param(
-            lambda spool: Path(spool, "slots").write_text(""),
-            "slots/0: Not a directory",
+            lambda spool: (
+                Path(spool, "state").mkdir(),
+                Path(spool, "state/slots").write_text(""),
+            ),
+            "state/slots/0: Not a directory",
             id="a file",
         ),
         pytest.param(
-            lambda spool: (os.mkdir(f"{spool}/slots"), os.symlink("/dev/null", f"{spool}/slots/0")),
-            "slots/0: Too many levels of symbolic links",
+            lambda spool: (
+                os.makedirs(f"{spool}/state/slots"),
+                os.symlink("/dev/null", f"{spool}/state/slots/0"),
+            ),
+            "state/slots/0: Too many levels of symbolic links",
             id="a link",
         ),
     ],

@@ -29,6 +29,7 @@ def envelope(
     login: bytes = b"tester",
     full_name: bytes = b"Tess T. Ester",
     uid: int = 1000,
+    channel: str = "",
 ) -> Envelope:
     return Envelope(
         "0123456789abcdef",
@@ -39,6 +40,7 @@ def envelope(
         uid=uid,
         login=login,
         full_name=full_name,
+        channel=channel,
     )
 
 
@@ -218,6 +220,8 @@ def test_whose_address_a_made_up_from_has(who: Envelope, wanted: bytes) -> None:
         (envelope(login=b"odd)name"), b"minisend, from userid 1000"),
         (envelope(login=b"j\xf6rg"), b"minisend, from userid 1000"),
         (envelope(login=b"", uid=0), b"minisend, from userid 0"),
+        (envelope(channel="socket"), b"minisend, from userid 1000 (tester)"),
+        (envelope(channel="drop"), b"minisend, from userid 1000 (unverified)"),
         (envelope(login=b"", uid=-1), b"minisend"),
     ],
 )

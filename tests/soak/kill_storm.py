@@ -423,7 +423,7 @@ def users(spool: Path) -> list[str]:
             ]
         except OSError:
             continue  # it has ended
-    for slot in (spool / "slots").glob("*"):
+    for slot in (spool / "state/slots").glob("*"):
         with slot.open("rb") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -8,7 +8,7 @@ from collections.abc import Callable
 _CALLS = frozenset(
     (
         *("open", "write", "pwrite", "posix_fallocate", "ftruncate", "fsync", "rename", "unlink"),
-        *("close", "mkdir", "stat", "fstat", "posix_fadvise"),
+        *("close", "mkdir", "rmdir", "stat", "fstat", "chmod", "fchmod", "posix_fadvise"),
     )
 )
 

@@ -57,6 +57,7 @@ envelopes = st.builds(
     body=st.sampled_from(["", "7BIT", "8BITMIME"]),
     ret=text,
     envid=text,
+    channel=st.sampled_from(("", "socket", "drop")),
 )
 
 TRAILER = Trailer(1234, 56, "0badcafe", "8L", 0x1234)
@@ -106,6 +107,7 @@ def test_the_head_in_full():
         body="8BITMIME",
         ret="HDRS",
         envid="e+20x",
+        channel="drop",
     )
     assert format_head(given_envelope, 17) == (
         b"minisend-queue 1\n"
@@ -121,6 +123,7 @@ def test_the_head_in_full():
         b"body 8BITMIME\n"
         b"ret HDRS\n"
         b"envid e+20x\n"
+        b"channel drop\n"
         b"sender a\\x5cb@example.org\n"
         b"to root\n"
         b"to x@example.net\n"

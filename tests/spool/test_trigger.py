@@ -28,7 +28,7 @@ def test_nobody_serves(tmp_path: Path) -> None:
     assert not poke(spool, SUBMISSION)  # nobody ever did
     Trigger(spool).close()
     assert not poke(spool, SUBMISSION)  # somebody did
-    assert stat.filemode(os.stat(f"{spool}/trigger").st_mode) == "prw-------"
+    assert stat.filemode(os.stat(f"{spool}/state/trigger").st_mode) == "prw-------"
 
 
 def test_pokes_are_read_together_and_once(served: tuple[str, Trigger]) -> None:
@@ -98,7 +98,7 @@ def test_after_close_nothing_is_written_to_what_has_the_descriptor_now(tmp_path:
 
 def test_a_full_fifo_is_nobody_who_would_read(served: tuple[str, Trigger]) -> None:
     spool, trigger = served
-    fd = os.open(f"{spool}/trigger", os.O_WRONLY | os.O_NONBLOCK)
+    fd = os.open(f"{spool}/state/trigger", os.O_WRONLY | os.O_NONBLOCK)
     with open(fd, "wb", buffering=0) as full:
         while full.write(b"n" * 4096):
             pass
@@ -137,7 +137,8 @@ def _socket(path: Path) -> None:
     ],
 )
 def test_what_is_no_fifo_is_neither_written_to_nor_read(tmp_path: Path, make) -> None:
-    path = tmp_path / "trigger"
+    path = tmp_path / "state/trigger"
+    path.parent.mkdir()
     make(path)
     before = len(os.listdir("/proc/self/fd"))
     assert not poke(str(tmp_path), SUBMISSION)

@@ -21,13 +21,17 @@ class Sendmail:
         self.directory = directory
         self.spool = str(directory / "spool")
         self.config = directory / "config.toml"
-        self.config.write_text(f'[spool]\npath = "{self.spool}"\nmax_message_size = "4M"\n')
+        self.configure(f'[spool]\npath = "{self.spool}"\nmax_message_size = "4M"\n')
         self.launcher = directory / "sendmail"
         launcher = (ROOT / "packaging" / "launcher.in").read_text()
         self.launcher.write_text(launcher.replace("@LIBDIR@", str(ROOT)))
         # Without -C: the launcher's own first line is the system's interpreter, this is the one under test.
         self.program = [sys.executable, "-IS", str(self.launcher)]
         self.command = [*self.program, "-C", str(self.config), "-odq"]
+
+    def configure(self, text: str) -> None:
+        """A configuration with this text, which knows of no way but a queue of one's own."""
+        self.config.write_text(f"{text}[submission]\nsocket = false\ndrop = false\n")
 
     def run(
         self, *arguments: str | bytes, message: bytes = b"Hello.\n", **options: object

@@ -274,7 +274,7 @@ def test_a_configuration_that_is_not_named(sendmail, arguments):
     ids=["below a file", "where nothing can be made"],
 )
 def test_a_spool_that_cannot_be(sendmail, place, words):
-    sendmail.config.write_text(f'[spool]\npath = "{place}"\n')
+    sendmail.configure(f'[spool]\npath = "{place}"\n')
     refused(sendmail.run("b"), 75, words)
 
 

@@ -9,6 +9,7 @@ import pytest
 
 from minisend.address import check, quote_local
 from minisend.envelope import Recipient
+from minisend.spool import account
 from minisend.submit import identity
 from minisend.submit.command import new_envelope
 from minisend.submit.options import Options
@@ -31,21 +32,21 @@ from minisend.submit.options import Options
     ],
 )
 def test_gecos(gecos, name):
-    assert identity.gecos_name(gecos, b"tess") == name
+    assert account.gecos_name(gecos, b"tess") == name
 
 
 def test_gecos_of_a_login_without_a_letter():
-    assert identity.gecos_name(b"&", b"") == b""
-    assert identity.gecos_name(b"&", b"\xc3\xa9t\xc3\xa9") == b"\xc3\xa9t\xc3\xa9"
+    assert account.gecos_name(b"&", b"") == b""
+    assert account.gecos_name(b"&", b"\xc3\xa9t\xc3\xa9") == b"\xc3\xa9t\xc3\xa9"
 
 
 def test_the_caller_is_the_real_uid(monkeypatch):
     monkeypatch.setenv("LOGNAME", "somebody")
     monkeypatch.setenv("USER", "somebody")
     found = identity.caller()
-    account = pwd.getpwuid(os.getuid())
-    assert (found.uid, found.login) == (os.getuid(), os.fsencode(account.pw_name))
-    assert found.full_name == os.fsencode(account.pw_gecos).partition(b",")[0].strip()
+    entry = pwd.getpwuid(os.getuid())
+    assert (found.uid, found.login) == (os.getuid(), os.fsencode(entry.pw_name))
+    assert found.full_name == os.fsencode(entry.pw_gecos).partition(b",")[0].strip()
 
 
 def test_a_uid_without_an_account(monkeypatch):
@@ -59,9 +60,9 @@ def test_a_uid_without_an_account(monkeypatch):
 def test_the_octets_of_the_account_in_any_locale(monkeypatch, encoding):
     octets = "zoë".encode()
     text = octets.decode(encoding, "surrogateescape")
-    account = pwd.struct_passwd((text, "x", 1, 1, text + ",", "/", "/bin/sh"))
+    entry = pwd.struct_passwd((text, "x", 1, 1, text + ",", "/", "/bin/sh"))
     monkeypatch.setattr(sys, "getfilesystemencoding", lambda: encoding)
-    monkeypatch.setattr(pwd, "getpwuid", lambda uid: account)
+    monkeypatch.setattr(pwd, "getpwuid", lambda uid: entry)
     found = identity.caller()
     assert (found.login, found.full_name) == (octets, octets)
 
@@ -79,13 +80,13 @@ def test_the_octets_of_the_account_in_any_locale(monkeypatch, encoding):
 )
 def test_an_account_whose_name_no_address_can_have(monkeypatch, name, login):
     """Whatever a directory service calls an account, the reverse-path is one that a server can take."""
-    account = pwd.struct_passwd((os.fsdecode(name), "x", 1234, 1, "& X", "/", "/bin/sh"))
+    entry = pwd.struct_passwd((os.fsdecode(name), "x", 1234, 1, "& X", "/", "/bin/sh"))
     monkeypatch.setattr("posix.getuid", lambda: 1234)
-    monkeypatch.setattr(pwd, "getpwuid", lambda uid: account)
+    monkeypatch.setattr(pwd, "getpwuid", lambda uid: entry)
     found = identity.caller()
     assert (found.uid, found.login) == (1234, login)
-    assert found.full_name == identity.gecos_name(b"& X", name)
-    envelope = new_envelope(Options(), found, None, [Recipient(b"b")])
+    assert found.full_name == account.gecos_name(b"& X", name)
+    envelope = new_envelope(Options(), found, bytes(16), None, [Recipient(b"b")])
     check(envelope.sender)
     assert (envelope.sender, envelope.sender_given) == (quote_local(login), False)
 

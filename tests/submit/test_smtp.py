@@ -535,7 +535,7 @@ def test_a_disk_that_fails(sendmail, error, reply):
 
 
 def test_no_queue(sendmail):
-    sendmail.config.write_text('[spool]\npath = "/dev/null/spool"\n')
+    sendmail.configure('[spool]\npath = "/dev/null/spool"\n')
     code, output = converse(sendmail, TRANSACTION + MESSAGE + b".\r\nQUIT\r\n")
     matches(output, GREETING, ANSWERED, rb"451 4\.3\.0 /dev/null/spool/queue: .*\r\n", BYE)
     assert code == 0
@@ -582,7 +582,7 @@ def test_a_bug_closes_the_session(sendmail):
 
 
 def test_memory_stays_flat(sendmail):
-    sendmail.config.write_text(f'[spool]\npath = "{sendmail.spool}"\nmax_message_size = "100M"\n')
+    sendmail.configure(f'[spool]\npath = "{sendmail.spool}"\nmax_message_size = "100M"\n')
     block = (b"x" * 70 + b"\n..\n") * 3_000
     with Session(sendmail) as session:
         session.answer()

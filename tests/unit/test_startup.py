@@ -44,6 +44,7 @@ ALWAYS = {
     "minisend.envelope",
     "minisend.errors",
     "minisend.spool",
+    "minisend.spool.account",
     "minisend.spool.disk",
     "minisend.spool.enqueue",
     "minisend.spool.place",

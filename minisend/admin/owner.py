@@ -1,0 +1,40 @@
+"""Root at another account's queue: becomes that account first.
+
+Who writes as root inside a directory that another account controls can be led elsewhere by it (DESIGN section 3).
+"""
+
+import posix
+
+from minisend.errors import SystemFault
+
+
+def become_owner(spool: str) -> None:
+    """For root: from here on this process is the account that owns the queue of ``spool``, if that is another one.
+
+    Raises SystemFault.
+    """
+    if posix.geteuid() != 0:
+        return
+    try:
+        there = posix.stat(f"{spool}/queue")
+    except OSError:
+        return  # there is none yet, and whoever makes it owns it
+    if there.st_uid == 0:
+        return
+    import pwd
+
+    try:
+        try:
+            found = pwd.getpwuid(there.st_uid)
+            posix.initgroups(found.pw_name, found.pw_gid)
+            gid = found.pw_gid
+        except KeyError:
+            gid = there.st_gid
+            posix.setgroups([gid])
+        posix.setresgid(gid, gid, gid)
+        posix.setresuid(there.st_uid, there.st_uid, there.st_uid)
+    except OSError as exc:
+        raise SystemFault(
+            f"{spool}/queue: belongs to uid {there.st_uid}, which root cannot become here: {exc.strerror}"
+        ) from exc
+    posix.umask(0o077)

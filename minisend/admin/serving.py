@@ -1,0 +1,186 @@
+"""minisend run: the two roles of the service, alone or side by side.
+
+    --accept     takes messages from the socket and out of the drop; no network, no secret
+    --deliver    delivers what is in the queue; no socket
+    neither      both, each a process of its own under this one; where no socket can be made, delivery alone
+
+The process above the two passes SIGTERM and SIGINT on, and ends when one of them does: what watches over it starts it
+anew.  As the first process of a container it also waits for those whose parents have gone.
+
+Root, who may make the socket anywhere, becomes the queue's owner before anything is read from anybody.
+"""
+
+import os
+import signal
+import time
+from collections.abc import Callable
+
+from minisend.admin.owner import become_owner
+from minisend.config import Config
+from minisend.delivery.flush import Stop
+from minisend.delivery.pickup import Pickup
+from minisend.delivery.serve import serve
+from minisend.errors import SpoolError
+from minisend.log import Log, line
+from minisend.spool.enqueue import Floor
+from minisend.spool.limits import Usage
+from minisend.spool.listener import Listener, make, passed
+from minisend.spool.place import open_queue
+from minisend.spool.service import Service, Settings
+from minisend.spool.store import Queue
+from minisend.spool.trigger import SUBMISSION, poke
+
+# Seconds that clients have to come to an end when the service is told to.
+_GRACE = 10.0
+
+
+def run(
+    config: Config,
+    *,
+    log: Log,
+    stop: Stop,
+    accept: bool,
+    deliver: bool,
+    exit_idle: float | None,
+) -> int:
+    """Serve until told to stop, or idle for ``exit_idle`` seconds; the exit code.
+
+    Raises SpoolError, ConfigError.
+    """
+    both = accept == deliver
+    listener = None
+    if both or accept:
+        listener = passed() or _made(config, log, needed=not both)
+    become_owner(config.spool.path)
+    if listener is not None and accept and not deliver:
+        _accept(config, listener, log, stop, exit_idle)
+        return 0
+    if listener is None and os.getpid() != 1:
+        serve(config, log=log, stop=stop, exit_idle=exit_idle)
+        return 0
+    # What both of them need, made once.
+    os.close(open_queue(config.spool.path, create=True))
+    roles: list[Callable[[], object]] = [
+        lambda: serve(config, log=log, stop=stop, exit_idle=exit_idle)
+    ]
+    if listener is not None:
+        listening = listener
+        roles.append(lambda: _accept(config, listening, log, stop, exit_idle))
+    return _side_by_side(roles, stop, log)
+
+
+def _made(config: Config, log: Log, *, needed: bool) -> Listener | None:
+    path = config.submission.socket
+    if not path:
+        if needed:
+            raise SpoolError("[submission] socket is false: there is nothing to accept mail on")
+        return None
+    try:
+        listener = make(path)
+    except SpoolError as exc:
+        if needed:
+            raise
+        # A user's own service, whose queue takes the user's mail without a socket.
+        log.info(line("-", event="no socket", reason=str(exc)))
+        return None
+    if listener is None:
+        if needed:
+            raise SpoolError(f"{path}: another service listens there")
+        log.info(line("-", event="no socket", reason=f"{path}: another service listens there"))
+    return listener
+
+
+def _accept(
+    config: Config, listener: Listener, log: Log, stop: Stop, exit_idle: float | None
+) -> None:
+    """The accepting role."""
+    spool = config.spool
+    os.close(open_queue(spool.path, create=True))
+    with Queue(spool.path) as queue:
+        service = Service(queue, settings(config), log)
+        pickup = Pickup(config, log)
+
+        def pick_up() -> None:
+            if pickup.look():
+                poke(spool.path, SUBMISSION)
+
+        stop.wake = listener.wake
+        log.info(line("-", event="accepting", spool=spool.path))
+        try:
+            listener.loop(
+                service.take,
+                lambda: not service.wait(0),
+                stopping=lambda: stop.asked,
+                tick=pick_up,
+                exit_idle=exit_idle,
+            )
+        finally:
+            listener.close()
+            stop.wake = lambda: None
+        # They end by themselves, or their clients find out that we have gone, and send the message another way.
+        service.wait(_GRACE)
+        log.info(line("-", event="stopped" if stop.asked else "idle", spool=spool.path))
+
+
+def settings(config: Config) -> Settings:
+    """What the service needs of the configuration."""
+    spool, limits = config.spool, config.limits
+    return Settings(
+        limit=spool.max_message_size,
+        floor=Floor(f"{spool.path}/queue", spool.min_free, spool.min_free_inodes),
+        usage=Usage(
+            messages=limits.messages_per_uid,
+            octets=limits.octets_per_uid,
+            rate=limits.rate_per_uid,
+            clock=time.monotonic,
+        ),
+    )
+
+
+def _side_by_side(roles: list[Callable[[], object]], stop: Stop, log: Log) -> int:
+    """Each role in a process of its own, until one of them ends; the exit code of the first that failed."""
+    code = 0
+    children: set[int] = set()
+    for role in roles:
+        pid = os.fork()
+        if not pid:
+            _be(role, stop, log)
+        children.add(pid)
+
+    def end_all() -> None:
+        for pid in children:
+            try:
+                os.kill(pid, signal.SIGTERM)
+            except ProcessLookupError:
+                pass
+
+    stop.also = end_all
+    if stop.asked:
+        end_all()
+    while children:
+        # Whoever it is: the first process of a container has children that are not its own.
+        pid, status = os.wait()
+        if pid not in children:
+            continue
+        children.discard(pid)
+        ended = os.waitstatus_to_exitcode(status)
+        code = code or (ended if ended >= 0 else 128 - ended)
+        end_all()
+    return code
+
+
+def _be(role: Callable[[], object], stop: Stop, log: Log) -> None:
+    """A role, in the process that was forked for it; does not return."""
+    code = 1
+    try:
+        stop.also = lambda: None
+        role()
+        code = 0
+    except SpoolError as exc:
+        log.error(line("-", event="ended", reason=str(exc)))
+        code = exc.exit_code
+    except Exception as exc:  # noqa: BLE001 - the process above ends with it, and is started anew
+        log.error(line("-", event="bug", reason=f"{type(exc).__name__}: {exc}"))
+        code = 70
+    finally:
+        os._exit(code)

@@ -1,0 +1,169 @@
+"""The submission socket itself: passed by systemd or made here, and the loop that takes connections from it.
+
+One that is made here replaces a socket that nobody listens on any more, and no other; it is gone when the service ends.
+One that was passed stays, and keeps the connections that come between two services.
+
+Never reads from a connection (``spool.service``).  Source: sd_listen_fds(3).
+"""
+
+import errno
+import os
+import select
+import socket
+import stat
+import time
+from collections.abc import Callable
+
+from minisend.errors import SpoolError
+
+# sd_listen_fds(3): the first descriptor that is passed.
+_FIRST_PASSED = 3
+# Connections that wait for their turn; the kernel has a limit of its own (net.core.somaxconn).
+_BACKLOG = 512
+# Between two times of ``tick``.
+TICK = 15.0
+
+
+class Listener:
+    """A listening socket.
+
+    ``passed``  by systemd: it outlives us
+    """
+
+    def __init__(self, listening: socket.socket, path: str, *, passed: bool) -> None:
+        listening.setblocking(False)
+        self._socket = listening
+        self._path = path
+        self._woken, self._waking = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        self.passed = passed
+
+    def wake(self) -> None:
+        """End the wait of ``loop``, or its next one; safe in a signal handler."""
+        try:
+            os.write(self._waking, b"\0")
+        except OSError:
+            pass
+
+    def close(self) -> None:
+        """Take no more; one that was made here has no name any more."""
+        if not self.passed:
+            try:
+                os.unlink(self._path)
+            except OSError:
+                pass  # its directory may be one that we may not write to any more
+        self._socket.close()
+
+    def loop(
+        self,
+        take: Callable[[socket.socket], None],
+        busy: Callable[[], bool],
+        *,
+        stopping: Callable[[], bool],
+        tick: Callable[[], None] = lambda: None,
+        exit_idle: float | None = None,
+    ) -> None:
+        """Give each connection to ``take``, until ``stopping``, or nothing was ``busy`` for ``exit_idle`` seconds.
+
+        ``tick``  is called each ``TICK`` seconds, and at the end
+        """
+        poll = select.poll()
+        poll.register(self._socket, select.POLLIN)
+        poll.register(self._woken, select.POLLIN)
+        idle_since = next_tick = time.monotonic()
+        while not stopping():
+            now = time.monotonic()
+            if now >= next_tick:
+                tick()
+                next_tick = time.monotonic() + TICK
+            wait = next_tick - now
+            if exit_idle is not None:
+                if busy():
+                    idle_since = now
+                left = idle_since + exit_idle - now
+                if left <= 0:
+                    break
+                wait = min(wait, left)
+            if not poll.poll(max(0.0, wait) * 1000 + 1):
+                continue
+            try:
+                while connection := self._accept():
+                    idle_since = time.monotonic()
+                    take(connection)
+            except OSError as exc:
+                # No descriptors left: those that are open end some time.
+                if exc.errno not in (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS):
+                    raise
+                select.poll().poll(100)
+        tick()
+
+    def _accept(self) -> socket.socket | None:
+        try:
+            return self._socket.accept()[0]
+        except (BlockingIOError, ConnectionAbortedError):
+            return None
+
+
+def passed() -> Listener | None:
+    """What systemd has passed to this process, None when it has not.  Raises SpoolError for what is no such socket."""
+    if os.environ.get("LISTEN_PID") != str(os.getpid()):
+        return None
+    count = os.environ.get("LISTEN_FDS", "")
+    # Not for our children.
+    for name in ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"):
+        os.environ.pop(name, None)
+    if count != "1":
+        raise SpoolError(f"LISTEN_FDS: expected one socket (got {count!r})")
+    try:
+        listening = socket.socket(fileno=_FIRST_PASSED)
+    except OSError as exc:
+        raise SpoolError(f"descriptor {_FIRST_PASSED}: {exc.strerror}") from exc
+    if listening.family != socket.AF_UNIX or listening.type != socket.SOCK_STREAM:
+        raise SpoolError(f"descriptor {_FIRST_PASSED}: not a stream socket of the unix kind")
+    os.set_inheritable(_FIRST_PASSED, False)
+    return Listener(listening, "", passed=True)
+
+
+def make(path: str) -> Listener | None:
+    """A socket that everybody may connect to at ``path``, its directory made too; None where somebody listens already.
+
+    Raises SpoolError.
+    """
+    try:
+        os.makedirs(os.path.dirname(path), 0o755, exist_ok=True)
+        if _is_served(path):
+            return None
+        listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            # Under another name first: at no moment is there one that listens and lets only some in.
+            draft = f"{path}.{os.getpid()}"
+            _remove_socket(draft)
+            listening.bind(draft)
+            os.chmod(draft, 0o666)  # noqa: S103 - anybody may send
+            listening.listen(_BACKLOG)
+            os.rename(draft, path)
+        except BaseException:
+            listening.close()
+            raise
+    except OSError as exc:
+        raise SpoolError(f"{path}: {exc.strerror or exc}") from exc
+    return Listener(listening, path, passed=False)
+
+
+def _is_served(path: str) -> bool:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.setblocking(False)
+        try:
+            probe.connect(path)
+        except BlockingIOError:
+            return True
+        except (FileNotFoundError, ConnectionRefusedError):
+            return False
+    return True
+
+
+def _remove_socket(path: str) -> None:
+    try:
+        if stat.S_ISSOCK(os.lstat(path).st_mode):
+            os.unlink(path)
+    except FileNotFoundError:
+        pass

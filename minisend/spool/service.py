@@ -1,0 +1,474 @@
+"""The service behind the submission socket: takes messages from other accounts and puts them into the queue.
+
+A thread for each connection, so that a client which is slow, silent or hostile holds up none but itself: each step has a
+deadline, each account has so many connections, and whatever a client sends ends at the worst its own connection.
+
+    SUBMIT     identity by SO_PEERCRED, the envelope through ``admission``, the message straight into ``queue/tmp``; OK when it
+               is on disk, and from then on a second copy of the submission is known for one
+    STATUS     of a submission that another connection is busy with: its end is waited for.  One that is not known, and is not
+               in the queue, is void from then on: who is told "no" may send the message another way
+    LIST       the caller's own messages, all of them for root and the queue's owner
+    REMOVE     the same ones, under their locks; for another's message the answer is the one for none
+    FLUSH      they are due now
+
+    frame L    "<state> <name> <1 if claimed>", LF, the message's head, its tail
+
+The message file carries a mark until the client has acknowledged the answer (``spool.tombstone``).  Own messages are
+those whose uid the kernel has told; what came by the drop is shown to the uid that it claims, and no more.  To a uid of
+DynamicUser= nothing is: tomorrow it is another service's.
+
+Never: no network, no credentials, no delivery, no configuration beyond what it is given.
+
+Source: DESIGN section 3; unix(7); systemd.exec(5), DynamicUser=.
+"""
+
+import posix
+import socket
+import struct
+import threading
+import time
+from binascii import crc32
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+
+from minisend.envelope import SOCKET, Envelope, Outcome
+from minisend.errors import (
+    DataError,
+    MessageTooBig,
+    MinisendError,
+    SpoolError,
+)
+from minisend.log import Log, line
+from minisend.spool import protocol, tombstone
+from minisend.spool.account import Account, account
+from minisend.spool.admission import admit
+from minisend.spool.enqueue import (
+    ID_OCTETS,
+    Floor,
+    acknowledge,
+    enqueue,
+    new_queue_id,
+    take_abandoned,
+)
+from minisend.spool.limits import Usage
+from minisend.spool.protocol import Broken, Stream, frame
+from minisend.spool.record import (
+    BrokenRecord,
+    UnknownVersion,
+    format_outcomes,
+    head_length,
+    parse_head,
+)
+from minisend.spool.store import Entry, Place, Queue, claimed_files
+from minisend.spool.trigger import EVERYTHING, SUBMISSION, poke
+
+#: Connections at a time: in all, and of one uid other than root.
+MOST = 250
+MOST_OF_ONE = 50
+
+# Seconds that a client has: to say what it wants, for the next frame, to acknowledge.
+_REQUEST = 10.0
+_NEXT_FRAME = 300.0
+_ACKNOWLEDGE = 5.0
+# ... and to take what it is told.
+_ANSWER = 60.0
+# How long an answer waits for the connection that is busy with the same submission.
+_BUSY = 30.0
+# Submissions that are remembered as void: of those whose client gave up on them.
+_VOID = 10_000
+# Between two times that a uid may have its messages flushed.
+_FLUSH_PAUSE = 60.0
+# systemd's range for DynamicUser=, and the kernel's number for who has none here.
+_DYNAMIC = range(61184, 65520)
+_NOBODY = 65534
+_STATES = ("new", "cur", "hold", "failed")
+
+Permit = Callable[[Envelope, bytes], None]
+Reasons = Callable[[Entry], Sequence[Outcome]]
+
+
+class Settings:
+    """What a service is given of the configuration, and who judges what it cannot.
+
+    ``permit``   raises for an envelope and the first octets of its message that its account may not send
+    ``reasons``  why those of a message wait whom no server was asked for
+    ``header``   octets of a message that ``permit`` is to see
+    """
+
+    __slots__ = ("floor", "header", "limit", "permit", "reasons", "usage")
+
+    def __init__(
+        self,
+        *,
+        limit: int,
+        floor: Floor,
+        usage: Usage,
+        permit: Permit = lambda envelope, octets: None,
+        reasons: Reasons = lambda entry: (),
+        header: int = 0,
+    ) -> None:
+        self.limit = limit
+        self.floor = floor
+        self.usage = usage
+        self.permit = permit
+        self.reasons = reasons
+        self.header = header
+
+
+class _UnderWay:
+    """A submission that a connection is busy with."""
+
+    __slots__ = ("done", "void")
+
+    def __init__(self) -> None:
+        self.done = threading.Event()
+        self.void = False
+
+
+class Service:
+    """Serves the connections that it is given."""
+
+    def __init__(self, queue: Queue, settings: Settings, log: Log) -> None:
+        self._queue = queue
+        self._settings = settings
+        self._log = log
+        self._lock = threading.Lock()
+        self._idle = threading.Condition(self._lock)
+        self._open: dict[int, int] = {}  # uid → connections
+        self._under_way: dict[bytes, _UnderWay] = {}
+        self._void: dict[bytes, None] = {}
+        self._flushed: dict[int, float] = {}
+
+    def take(self, connection: socket.socket) -> None:
+        """Serve a connection, in a thread of its own.  Never raises, never waits for the client."""
+        try:
+            uid = _peer(connection)
+            # The memory of the answers that nobody takes is the client's.
+            connection.settimeout(0)
+            with self._lock:
+                mine, every = self._open.get(uid, 0), sum(self._open.values())
+                busy = every >= MOST or (mine >= MOST_OF_ONE and uid != 0)
+                if not busy:
+                    self._open[uid] = mine + 1
+            if busy:
+                with suppress(OSError):
+                    connection.send(protocol.BUSY + b"\n")
+                connection.close()
+                return
+            thread = threading.Thread(target=self._serve, args=(connection, uid), daemon=True)
+            try:
+                thread.start()
+            except RuntimeError:
+                self._leave(uid)
+                raise
+        except (OSError, RuntimeError) as exc:
+            self._log.error(line("-", event="refused", reason=f"connection: {exc}"))
+            connection.close()
+
+    def wait(self, seconds: float) -> bool:
+        """Until no connection is served, at most so long; True when none is."""
+        with self._lock:
+            return self._idle.wait_for(lambda: not self._open, seconds)
+
+    def _leave(self, uid: int) -> None:
+        with self._lock:
+            left = self._open[uid] - 1
+            if left:
+                self._open[uid] = left
+            else:
+                del self._open[uid]
+            if not self._open:
+                self._idle.notify_all()
+
+    def _serve(self, connection: socket.socket, uid: int) -> None:
+        stream = Stream(connection)
+        try:
+            stream.send(protocol.GREETING + b"\n", _ANSWER)
+            self._answer(stream, uid)
+        except (Broken, OSError):
+            pass  # a client that left, or does not speak this: it hurts nobody else
+        except Exception as exc:  # noqa: BLE001 - one client's bug is no other's
+            import traceback
+
+            trace = "".join(traceback.format_exception(exc))
+            self._log.error(line("-", event="bug", uid=uid, trace=trace))
+        finally:
+            stream.close()
+            self._leave(uid)
+
+    def _answer(self, stream: Stream, uid: int) -> None:
+        word, _, rest = stream.line(_REQUEST).partition(b" ")
+        try:
+            match word:
+                case b"SUBMIT":
+                    self._submit(stream, uid, *_submission(rest))
+                case b"STATUS":
+                    self._status(stream, _submission(rest)[0])
+                case b"LIST":
+                    self._list(stream, uid)
+                case b"REMOVE":
+                    self._remove(stream, uid, rest.decode("ascii", "backslashreplace"))
+                case b"FLUSH":
+                    self._flush(stream, uid)
+                case _:
+                    raise DataError("not a request")
+        except MinisendError as exc:
+            _refuse(stream, exc)
+
+    # -- SUBMIT and STATUS
+
+    def _submit(self, stream: Stream, uid: int, submission: bytes, later: bool) -> None:
+        queue_id = new_queue_id(submission)
+        ours = _UnderWay()
+        with self._lock:
+            if submission in self._void:
+                raise SpoolError("this submission was given up")
+            earlier = self._under_way.setdefault(submission, ours)
+        if earlier is not ours:
+            self._status(stream, submission)
+            return
+        try:
+            if not self._is_known(queue_id):
+                envelope = self._receive(stream, uid, submission, ours)
+                self._log.info(
+                    line(
+                        queue_id,
+                        event="queued",
+                        uid=uid,
+                        **{"from": envelope.sender},
+                        nrcpt=len(envelope.recipients),
+                    )
+                )
+        finally:
+            with self._lock:
+                del self._under_way[submission]
+            ours.done.set()
+        self._confirm(stream, queue_id)
+        if not later:
+            poke(self._queue.spool, SUBMISSION)
+
+    def _receive(self, stream: Stream, uid: int, submission: bytes, ours: _UnderWay) -> Envelope:
+        """Take in the envelope and the message, and queue it.  Raises MinisendError, Broken, OSError of the socket."""
+        _, head = stream.frame(_NEXT_FRAME, {protocol.ENVELOPE: protocol.LONGEST_ENVELOPE})
+        said, size = _said(head)
+        who: Account = account(uid)
+        envelope = admit(
+            said, submission, uid=uid, login=who.login, channel=SOCKET, now=time.time()
+        )
+        settings = self._settings
+        if settings.limit and size > settings.limit:
+            raise MessageTooBig(f"message larger than max_message_size ({settings.limit} octets)")
+        counted = _Admission(settings.usage, uid)
+        abandoned = take_abandoned(self._queue.fd, envelope.queue_id)
+        try:
+            enqueue(
+                self._queue.fd,
+                envelope,
+                self._message(stream, envelope, ours, counted),
+                settings.limit,
+                settings.floor,
+                size,
+                acknowledged=False,
+            )
+        except BaseException:
+            counted.take_back()
+            raise
+        finally:
+            if abandoned >= 0:
+                posix.close(abandoned)
+        return envelope
+
+    def _message(
+        self, stream: Stream, envelope: Envelope, ours: _UnderWay, counted: "_Admission"
+    ) -> Iterator[bytes]:
+        """The message as its pieces come.  When this ends, it is whole, it may be sent, and nobody has given it up."""
+        settings = self._settings
+        limits = {protocol.MESSAGE: protocol.PIECE, protocol.END: 40}
+        octets = crc = 0
+        first = bytearray()
+        while True:
+            kind, piece = stream.frame(_NEXT_FRAME, limits)
+            if kind == protocol.END:
+                break
+            octets += len(piece)
+            crc = crc32(piece, crc)
+            if len(first) < settings.header:
+                first += piece[: settings.header - len(first)]
+            if piece:
+                yield piece
+        if piece != b"%d %08x" % (octets, crc):
+            raise DataError("the message is not the one that was announced")
+        settings.permit(envelope, bytes(first))
+        counted.admit(octets)
+        with self._lock:
+            if ours.void:
+                raise SpoolError("this submission was given up")
+
+    def _status(self, stream: Stream, submission: bytes) -> None:
+        queue_id = new_queue_id(submission)
+        with self._lock:
+            busy = self._under_way.get(submission)
+        if busy is not None and not busy.done.wait(_BUSY):
+            with self._lock:
+                busy.void = True
+            if not busy.done.wait(_BUSY):
+                # It has passed the point where it asks, and the disk is slow: neither answer would be true.
+                raise Broken("its end is not to be waited for")
+        with self._lock:
+            if not self._is_known(queue_id):
+                self._void[submission] = None
+                if len(self._void) > _VOID:
+                    del self._void[next(iter(self._void))]
+                raise SpoolError("no such submission")
+        self._confirm(stream, queue_id)
+
+    def _is_known(self, queue_id: str) -> bool:
+        queue = self._queue
+        return (
+            queue.find(queue_id, *_STATES) is not None
+            or tombstone.find(queue.fd, queue_id) is not None
+        )
+
+    def _confirm(self, stream: Stream, queue_id: str) -> None:
+        stream.send(b"OK %b\n" % queue_id.encode("ascii"), _ANSWER)
+        with suppress(Broken, OSError):
+            if stream.line(_ACKNOWLEDGE) == b"ACK":
+                acknowledge(self._queue.fd, queue_id)
+
+    # -- the caller's own
+
+    def _is_own(self, envelope: Envelope, uid: int, *, verified: bool) -> bool:
+        if uid in (0, posix.geteuid()):
+            return True
+        if uid in _DYNAMIC or uid == _NOBODY or envelope.uid != uid:
+            return False
+        return envelope.channel == SOCKET or not verified
+
+    def _list(self, stream: Stream, uid: int) -> None:
+        stream.send(b"OK\n", _ANSWER)
+        claimed = claimed_files(self._queue)
+        for place in sorted(
+            self._queue.places(*_STATES), key=lambda place: (place.due, place.name)
+        ):
+            with suppress(BrokenRecord, UnknownVersion, OSError):
+                entry = self._queue.read(place)
+                if entry is None:
+                    continue
+                with entry:
+                    if not self._is_own(entry.envelope, uid, verified=False):
+                        continue
+                    octets = _listed(entry, entry.identity in claimed, self._settings.reasons)
+                stream.send(frame(protocol.LISTED, octets), _ANSWER)
+        stream.send(frame(protocol.END, b""), _ANSWER)
+
+    def _own(self, queue_id: str, uid: int) -> Entry:
+        """Claimed.  Raises DataError when there is no such message of theirs, SpoolError when it is being delivered."""
+        absent = DataError(f"{queue_id}: not in the queue")
+        if len(queue_id) != 16 or not queue_id.isalnum():
+            raise absent
+        place = self._queue.find(queue_id, *_STATES)
+        if place is None:
+            raise absent
+        try:
+            seen = self._queue.read(place)
+        except (BrokenRecord, UnknownVersion, OSError):
+            raise absent from None
+        if seen is None:
+            raise absent
+        with seen:
+            if not self._is_own(seen.envelope, uid, verified=True):
+                raise absent
+        entry = self._queue.claim(place)
+        if entry is None:
+            raise SpoolError(f"{queue_id}: is being delivered, try again")
+        return entry
+
+    def _remove(self, stream: Stream, uid: int, queue_id: str) -> None:
+        try:
+            with self._own(queue_id, uid) as entry:
+                entry.remove()
+            self._queue.sync()
+        except OSError as exc:
+            raise SpoolError(f"{queue_id}: cannot be removed: {exc.strerror}") from exc
+        self._log.info(line(queue_id, event="removed", uid=uid))
+        stream.send(b"OK removed\n", _ANSWER)
+
+    def _flush(self, stream: Stream, uid: int) -> None:
+        now = time.monotonic()
+        with self._lock:
+            if uid and now - self._flushed.get(uid, -_FLUSH_PAUSE) < _FLUSH_PAUSE:
+                raise SpoolError(f"flushed less than {_FLUSH_PAUSE:g} s ago: wait a moment")
+            self._flushed[uid] = now
+        count = 0
+        for place in list(self._queue.places("cur")):
+            with suppress(MinisendError, OSError), self._own(place.queue_id, uid) as entry:
+                entry.defer(0)
+                count += 1
+        with suppress(OSError):
+            self._queue.sync()
+        poke(self._queue.spool, EVERYTHING)
+        stream.send(b"OK %d due now\n" % count, _ANSWER)
+
+
+class _Admission:
+    """A message that counts for its account once it is whole."""
+
+    __slots__ = ("_octets", "_uid", "_usage")
+
+    def __init__(self, usage: Usage, uid: int) -> None:
+        self._usage = usage
+        self._uid = uid
+        self._octets = -1
+
+    def admit(self, octets: int) -> None:
+        if why := self._usage.admit(self._uid, octets):
+            raise SpoolError(why)
+        self._octets = octets
+
+    def take_back(self) -> None:
+        if self._octets >= 0:
+            self._usage.undo(self._uid, self._octets)
+
+
+def _peer(connection: socket.socket) -> int:
+    """The uid of who connected.  A descriptor that is inherited stays that of who made it: SO_PEERCRED, unix(7)."""
+    octets = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+    _, uid, _ = struct.unpack("3i", octets)
+    return int(uid) & 0xFFFFFFFF
+
+
+def _submission(rest: bytes) -> tuple[bytes, bool]:
+    """Submission id and whether its delivery waits."""
+    digits, _, option = rest.partition(b" ")
+    if len(digits) != 2 * ID_OCTETS or digits.translate(None, b"0123456789abcdef"):
+        raise DataError("not a submission id")
+    if option not in (b"", b"later"):
+        raise DataError("an option that nobody knows")
+    return bytes.fromhex(digits.decode("ascii")), option == b"later"
+
+
+def _said(head: bytes) -> tuple[Envelope, int]:
+    try:
+        if head_length(head) != len(head):
+            raise BrokenRecord("it does not end where its frame does")
+        return parse_head(head)
+    except BrokenRecord as exc:
+        raise DataError(f"envelope: {exc}") from exc
+    except UnknownVersion as exc:
+        raise DataError(f"envelope: its format is version {exc}") from exc
+
+
+def _listed(entry: Entry, claimed: bool, reasons: Reasons) -> bytes:
+    place: Place = entry.place
+    # What stands for an outcome, where no server was asked, is told like one.
+    told = format_outcomes(entry.attempts, reasons(entry)) if place.state == "cur" else b""
+    first = f"{place.state} {place.name} {claimed:d}\n".encode("ascii", "surrogateescape")
+    head, tail = entry.around()
+    return first + head + tail + told
+
+
+def _refuse(stream: Stream, exc: MinisendError) -> None:
+    text = " ".join(str(exc).split())[: protocol.LINE - 100]
+    stream.send(
+        f"NO {exc.exit_code} {exc.status} {text}\n".encode("utf-8", "backslashreplace"), _ANSWER
+    )
