@@ -140,6 +140,9 @@ TRANSITIONS = {
 #: Octets that are kept of a reply to RCPT: there are thousands of them at a time, all kept until the message is answered.
 _RCPT_REPLY = 4 * 1024
 
+#: A shorter password is not looked for in replies: it would be found in words that have nothing to do with it.
+_LEAST_HIDDEN = 4
+
 #: Pieces of a message smaller than this are joined, so that a small message is one write.
 _PIECE = 64 * 1024
 
@@ -306,6 +309,8 @@ class Connection:
         # with LMTP, those who have not had their reply to the message
         self._accepted: deque[bytes] = deque()
         self._secrets: list[bytes] = []  # the responses of the last AUTH as they were sent
+        self._hidden: list[bytes] = []  # what they were made of
+        self._shows_challenges = True
 
     # Where the session is
 
@@ -367,6 +372,8 @@ class Connection:
         """Begin AUTH; ``initial`` is the initial response, not yet base64, None to be asked for it."""
         name = mechanism.encode("ascii")
         self._secrets.clear()
+        # SCRAM's, with the server's proof, are enough to try passwords against at leisure.
+        self._shows_challenges = not name.startswith(b"SCRAM-")
         if initial is None:
             self._command(AUTH, b"AUTH " + name, name)
         else:
@@ -384,6 +391,10 @@ class Connection:
             self._command(AUTH, b"*")
         else:
             self._command(AUTH, self._secret(response), shown=b"***")
+
+    def hide(self, *secrets: bytes) -> None:
+        """Passwords and tokens: what a reply to AUTH says is known, shown and kept without them."""
+        self._hidden = [secret for secret in secrets if len(secret) >= _LEAST_HIDDEN]
 
     def mail(self, sender: bytes, parameters: "Iterable[bytes]" = ()) -> None:
         """``sender``: reverse-path without brackets, ``b""`` the null one; ``parameters``: such as ``b"SIZE=1000"``."""
@@ -451,9 +462,12 @@ class Connection:
         try:
             reply = self._parser.next_reply()
         except RemoteProtocolError as error:
+            if self._outstanding and self._outstanding[0][0] == AUTH:
+                # Without what is quoted of the line: it may be an echo of ours.
+                error = RemoteProtocolError(str(error).partition(":")[0])
             self._error = error
             self._close()
-            raise
+            raise error from None
         if reply is None:
             return None
         if not self._outstanding:
@@ -468,8 +482,9 @@ class Connection:
         elif command == RCPT and (len(reply.lines) > 1 or len(reply.lines[0]) > _RCPT_REPLY):
             reply = reply.shortened(_RCPT_REPLY)
         if self._trace is not None:
+            hides = command == AUTH and reply.code == 334 and not self._shows_challenges
             for line in reply.lines:
-                self._trace(f"S: {reply.code} {printable(line)}")
+                self._trace(f"S: {reply.code} {'***' if hides else printable(line)}")
         self._move(command, reply)
         if self._lmtp:
             if command == RCPT and reply.ok:
@@ -570,9 +585,14 @@ class Connection:
             return reply
         import re
 
+        # Of letters alone only the whole word: "***word" would say what it is.
+        words = [
+            rb"\b%b\b" % secret if secret.isalpha() else re.escape(secret)
+            for secret in self._hidden
+        ]
         # An echo may be cut short, so its beginning is looked for.
         begins = b"|".join(re.escape(secret[:8]) for secret in self._secrets)
-        echo = re.compile(b"(?:" + begins + rb")[A-Za-z0-9+/=]*")
+        echo = re.compile(b"|".join([*words, b"(?:" + begins + rb")[A-Za-z0-9+/=]*"]))
         return Reply(reply.code, tuple(echo.sub(b"***", line) for line in reply.lines))
 
     def _secret(self, response: bytes) -> bytes:

@@ -156,6 +156,7 @@ class Opening(Dialogue):
     def _authenticate(self, credentials: auth.Credentials) -> None:
         from minisend.smtp import auth
 
+        self._connection.hide(credentials.password, credentials.token)
         choices = auth.choose(
             self.extensions.auth,
             self._mechanism,
