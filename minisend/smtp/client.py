@@ -294,7 +294,8 @@ class Connection:
         self.extensions = Extensions()
         self._trace = trace
         self._sent = State.START
-        self._answered = State.START
+        #: The state after the last reply, a word of ``State``.  Only this class changes it.
+        self.state = State.START
         # The greeting is a reply that the server owes without a command.
         self._outstanding: deque[tuple[str, bytes]] = deque([(GREETING, b"")])
         self._parser = ReplyParser()
@@ -308,11 +309,6 @@ class Connection:
         self._secrets: list[bytes] = []  # the responses of the last AUTH as they were sent
 
     # Where the session is
-
-    @property
-    def state(self) -> str:
-        """The state after the last reply."""
-        return self._answered
 
     @property
     def awaited(self) -> str:
@@ -357,11 +353,11 @@ class Connection:
 
     def tls_established(self) -> None:
         """The handshake is done: what was learnt before it is void (RFC 3207 section 4.2)."""
-        if self._answered is not State.TLS:
-            raise LocalProtocolError(f"TLS established in state {self._answered}")
+        if self.state is not State.TLS:
+            raise LocalProtocolError(f"TLS established in state {self.state}")
         self._refuse_injected()
         self.extensions = Extensions()
-        self._sent = self._answered = State.GREETED
+        self._sent = self.state = State.GREETED
 
     def auth(self, mechanism: str, initial: bytes | None = None) -> None:
         """Begin AUTH; ``initial`` is the initial response, not yet base64, None to be asked for it."""
@@ -404,8 +400,8 @@ class Connection:
         when the last piece was written: a 2yz before is an error, another reply before is its answer
         and closes the session, as the server no longer reads what we say as a message or as commands.
         """
-        if self._answered is not State.DATA or self._message_sent:
-            raise LocalProtocolError(f"message in state {self._answered}")
+        if self.state is not State.DATA or self._message_sent:
+            raise LocalProtocolError(f"message in state {self.state}")
         return self._pieces(content)
 
     def chunk(self, octets: bytes, *, last: bool) -> None:
@@ -443,9 +439,9 @@ class Connection:
         """
         if self._error is not None:
             raise self._error
-        if self._answered is State.CLOSED:
+        if self.state is State.CLOSED:
             return None
-        if self._answered is State.TLS:
+        if self.state is State.TLS:
             self._refuse_injected()
             return None
         try:
@@ -530,7 +526,7 @@ class Connection:
             return
         after = replies[digit]
         if after is not None:
-            self._answered = after
+            self.state = after
         if command == DATA and digit == 3:
             if self._lmtp and not self._accepted:
                 # RFC 2033 section 4.2: it must refuse.  A reply to the message would never come.
@@ -541,7 +537,7 @@ class Connection:
         elif digit == 2 and command in (EHLO, HELO, LHLO):
             self.extensions = Extensions() if command == HELO else Extensions.parse(reply)
         if not self._outstanding:
-            self._sent = self._answered
+            self._sent = self.state
 
     def _pieces(self, content: "Iterable[bytes]") -> "Iterator[bytes]":
         held: list[bytes] = []
@@ -593,5 +589,5 @@ class Connection:
         return self._error
 
     def _close(self) -> None:
-        self._sent = self._answered = State.CLOSED
+        self._sent = self.state = State.CLOSED
         self._outstanding.clear()
