@@ -7,7 +7,7 @@
 
 Each reply is paired with its command through a queue, so pipelined recipients keep theirs.  Two positions move
 through the same states, as in Postfix: ``sent`` runs ahead and takes for granted that every command succeeds; it says
-what may be written.  ``answered`` follows the replies; it says where the session is.  When nothing is outstanding
+what may be written.  ``state`` follows the replies; it says where the session is.  When nothing is outstanding
 they are one again.  Only ``TRANSITIONS`` moves them, except that ``tls_established`` begins the session anew and
 a 421 reply, a broken reply or an early refusal of the message ends it.
 
