@@ -97,7 +97,8 @@ class _Destination:
     """A next hop and its lanes.
 
     ``begun``   lanes so far
-    ``lanes``   threads; of them ``coming`` have not asked for work yet, ``idle`` wait for it, ``open`` have been let in
+    ``lanes``   threads; of them ``coming`` have not asked for work yet, ``idle`` wait for it, ``open`` have been let in,
+                ``opening`` may be let in at this moment
     ``limit``   lanes that it may have now, at most ``most``; each delivery adds ``growth``
     ``failed``  the wave and the time (seconds) of the last failure in this run
     """
@@ -117,6 +118,7 @@ class _Destination:
         self.coming = 0
         self.idle = 0
         self.open = 0
+        self.opening = 0
         self.begun = 0
         self.limit = 1.0
         self.growth = 1.0
@@ -394,6 +396,16 @@ class Lanes:
 
     # -- what is known of a destination
 
+    def open_ahead(self, destination: _Destination, remote: Remote) -> bool:
+        """A session for a further lane; while it is opened, nobody knows that no server lets anybody in."""
+        with self._lock:
+            destination.opening += 1
+        try:
+            return remote.open_ahead()
+        finally:
+            with self._lock:
+                destination.opening -= 1
+
     def let_in(self, destination: _Destination, lane: _Lane) -> None:
         """A server of this destination is ready for a message."""
         down = None
@@ -491,12 +503,12 @@ class Lanes:
         return down.but(until=min(down.until, latest))
 
     def failed(self, destination: _Destination, lane: _Lane, verdict: Verdict) -> Down | None:
-        """No server let this lane in: what its message, and all others, wait for.  None while there are lanes that were let in."""
+        """No server let this lane in: what its message, and all others, wait for.  None while there are lanes that were let in, or may be."""
         spool = self._run.config.spool
         with self._lock:
             destination.open -= lane.is_open
             lane.is_open = False
-            if destination.open:
+            if destination.open or destination.opening:
                 self.turned_away(destination)
                 return None
             down = destination.down = after_failure(
@@ -569,12 +581,14 @@ class _Lane:
             stopping=lambda: lanes.stopping,
             one_by_one=run.one_by_one,
         ) as remote:
-            if destination.open and not remote.open_ahead():
+            if destination.open and not lanes.open_ahead(destination, remote):
                 lanes.turned_away(destination)
                 return
             try:
                 while (work := lanes.next_work(destination, self)) is not None:
-                    if destination.open > self.is_open and not remote.open_ahead():
+                    if destination.open > self.is_open and not lanes.open_ahead(
+                        destination, remote
+                    ):
                         # Others are in, and it would put off whatever message it takes.
                         lanes.take_back(destination, work)
                         lanes.turned_away(destination)

@@ -7,7 +7,7 @@
 
 Each reply is paired with its command through a queue, so pipelined recipients keep theirs.  Two positions move
 through the same states, as in Postfix: ``sent`` runs ahead and takes for granted that every command succeeds; it says
-what may be written.  ``answered`` follows the replies; it says where the session is.  When nothing is outstanding
+what may be written.  ``state`` follows the replies; it says where the session is.  When nothing is outstanding
 they are one again.  Only ``TRANSITIONS`` moves them, except that ``tls_established`` begins the session anew and
 a 421 reply, a broken reply or an early refusal of the message ends it.
 
@@ -297,7 +297,8 @@ class Connection:
         self.extensions = Extensions()
         self._trace = trace
         self._sent = State.START
-        self._answered = State.START
+        #: The state after the last reply, a word of ``State``.  Only this class changes it.
+        self.state = State.START
         # The greeting is a reply that the server owes without a command.
         self._outstanding: deque[tuple[str, bytes]] = deque([(GREETING, b"")])
         self._parser = ReplyParser()
@@ -313,11 +314,6 @@ class Connection:
         self._shows_challenges = True
 
     # Where the session is
-
-    @property
-    def state(self) -> str:
-        """The state after the last reply."""
-        return self._answered
 
     @property
     def awaited(self) -> str:
@@ -362,11 +358,11 @@ class Connection:
 
     def tls_established(self) -> None:
         """The handshake is done: what was learnt before it is void (RFC 3207 section 4.2)."""
-        if self._answered is not State.TLS:
-            raise LocalProtocolError(f"TLS established in state {self._answered}")
+        if self.state is not State.TLS:
+            raise LocalProtocolError(f"TLS established in state {self.state}")
         self._refuse_injected()
         self.extensions = Extensions()
-        self._sent = self._answered = State.GREETED
+        self._sent = self.state = State.GREETED
 
     def auth(self, mechanism: str, initial: bytes | None = None) -> None:
         """Begin AUTH; ``initial`` is the initial response, not yet base64, None to be asked for it."""
@@ -415,8 +411,8 @@ class Connection:
         when the last piece was written: a 2yz before is an error, another reply before is its answer
         and closes the session, as the server no longer reads what we say as a message or as commands.
         """
-        if self._answered is not State.DATA or self._message_sent:
-            raise LocalProtocolError(f"message in state {self._answered}")
+        if self.state is not State.DATA or self._message_sent:
+            raise LocalProtocolError(f"message in state {self.state}")
         return self._pieces(content)
 
     def chunk(self, octets: bytes, *, last: bool) -> None:
@@ -454,9 +450,9 @@ class Connection:
         """
         if self._error is not None:
             raise self._error
-        if self._answered is State.CLOSED:
+        if self.state is State.CLOSED:
             return None
-        if self._answered is State.TLS:
+        if self.state is State.TLS:
             self._refuse_injected()
             return None
         try:
@@ -545,7 +541,7 @@ class Connection:
             return
         after = replies[digit]
         if after is not None:
-            self._answered = after
+            self.state = after
         if command == DATA and digit == 3:
             if self._lmtp and not self._accepted:
                 # RFC 2033 section 4.2: it must refuse.  A reply to the message would never come.
@@ -556,7 +552,7 @@ class Connection:
         elif digit == 2 and command in (EHLO, HELO, LHLO):
             self.extensions = Extensions() if command == HELO else Extensions.parse(reply)
         if not self._outstanding:
-            self._sent = self._answered
+            self._sent = self.state
 
     def _pieces(self, content: "Iterable[bytes]") -> "Iterator[bytes]":
         held: list[bytes] = []
@@ -613,5 +609,5 @@ class Connection:
         return self._error
 
     def _close(self) -> None:
-        self._sent = self._answered = State.CLOSED
+        self._sent = self.state = State.CLOSED
         self._outstanding.clear()
