@@ -44,8 +44,7 @@ hostname = mail.example.test
 SUBMISSION = """\
 protocols = submission
 mail_location = maildir:{directory}/home/mail
-ssl = {ssl}
-disable_plaintext_auth = {only_in_tls}
+ssl = required
 ssl_cert = <{certificate.chain_file}
 ssl_key = <{certificate.key_file}
 auth_mechanisms = {mechanisms}
@@ -215,7 +214,8 @@ class Dovecot(_Dovecot):
     ``accounts``    name to password
     ``mechanisms``  that AUTH offers, as Dovecot names them
     ``client_ca``   a PEM file: who issues the certificates of clients, for EXTERNAL
-    ``cleartext``   a login is taken without TLS too
+
+    A login from its own address needs no TLS.
     """
 
     def __init__(
@@ -226,7 +226,6 @@ class Dovecot(_Dovecot):
         mechanisms: Sequence[str] = ("plain",),
         *,
         client_ca: Path | None = None,
-        cleartext: bool = False,
         address: str = "127.0.0.1",
     ) -> None:
         super().__init__("dovecot-submissiond", address=address)
@@ -248,8 +247,6 @@ class Dovecot(_Dovecot):
             implicit_port=self.implicit_port,
             relay=relay,
             ca_file=client_ca,
-            ssl="yes" if cleartext else "required",
-            only_in_tls="no" if cleartext else "yes",
         )
 
     def logins(self) -> list[tuple[str, str]]:
