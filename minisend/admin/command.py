@@ -319,5 +319,7 @@ _COMMANDS = {
     "check": _check,
     "log": _story,
     "login": _login,
+    "setup": _setup,
+    "doctor": _doctor,
     "demo": _demo,
 }

@@ -50,3 +50,12 @@ DIRECTORIES = (
 )
 
 SOCKET_DIRECTORY = DIRECTORIES[-1]
+
+#: What systemd is told to start; each starts one of the two services when there is something for it.
+UNITS = (
+    "minisend-submit.socket",
+    "minisend-accept.path",
+    "minisend-accept.timer",
+    "minisend-deliver.path",
+    "minisend-deliver.timer",
+)
