@@ -107,7 +107,9 @@ def _look(
 ) -> None:
     spool = config.spool
     try:
-        _try_to_write(queue)
+        # Before the first submission there is nothing in the queue, not even this.
+        if disk.exists("tmp", queue.fd):
+            _try_to_write(queue)
     except OSError as exc:
         problems.append(Problem("spool", f"{spool.path}/queue/tmp: {exc.strerror}"))
     found["free_octets"], found["free_inodes"] = disk.free(queue.fd)

@@ -108,6 +108,8 @@ def _all(config_file: str | None) -> Checks:
     if _is_for_all(config, account):
         yield from _system(config, config_file, account)
     else:
+        if os.geteuid() == 0 and not os.path.lexists(SYSTEM_SPOOL):
+            yield Check(OK, "system", "no queue for all users here", _SETUP)
         yield from _queue(config)
         yield from _room(config.spool.path, config)
         yield from _secrets(config, os.environb, "chmod 600 {}")
@@ -253,9 +255,16 @@ def _is_read_only(path: str) -> bool:
 
 
 def _mount_of(path: str) -> str:
-    while not os.path.ismount(path):
-        path = os.path.dirname(path)
-    return path
+    """The mount that the directory is on; proc(5) says it also of one that lies on its own file system."""
+    mounts = ["/"]
+    try:
+        with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
+            mounts += [line.split(" ")[4] for line in file]
+    except OSError:
+        pass
+    return max(
+        (mount for mount in mounts if f"{path}/".startswith(f"{mount.rstrip('/')}/")), key=len
+    )
 
 
 def _sysctls() -> Checks:

@@ -34,7 +34,10 @@ exec "$@"
 
 
 class System:
-    """``root`` is where its files are on this machine; ``hostname`` and ``mounts`` (a shell command) may be changed."""
+    """``root`` is where its files are on this machine; ``hostname``, ``mounts`` (a shell command) and ``sysctls`` may be changed.
+
+    ``sysctls``  the value of each file of /proc/sys/fs that is not this machine's
+    """
 
     def __init__(self, root: Path, installed: Path) -> None:
         if os.geteuid() != 0:
@@ -42,6 +45,7 @@ class System:
         self.root = root
         self.hostname = HOSTNAME
         self.mounts = ":"
+        self.sysctls = {"protected_hardlinks": 1, "protected_symlinks": 1}
         for place in ("etc", "run", "var/lib", "var/spool"):
             (root / place).mkdir(parents=True)
         shutil.copytree(installed / "usr/local", root / "usr/local", symlinks=True)
@@ -66,13 +70,19 @@ class System:
         return path
 
     def run(self, *command: str, uid: int = 0) -> subprocess.CompletedProcess[str]:
+        mounts = self.mounts
+        for name, value in self.sysctls.items():
+            path = self.root / "sysctl" / name
+            if not path.exists() or path.read_text() != f"{value}\n":
+                self.write(f"sysctl/{name}", f"{value}\n")
+            mounts += f"; mount --bind {self.root}/sysctl/{name} /proc/sys/fs/{name}"
         become = []
         if uid:
             become = ["setpriv", f"--reuid={uid}", f"--regid={uid}", "--clear-groups"]
         return subprocess.run(
             [
                 *("unshare", "--mount", "--propagation", "private", "--uts"),
-                *("sh", "-euc", _ENTER, str(self.root), self.hostname, self.mounts),
+                *("sh", "-euc", _ENTER, str(self.root), self.hostname, mounts),
                 *become,
                 *command,
             ],
