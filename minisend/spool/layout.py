@@ -35,18 +35,18 @@ class Directory:
 # In the order in which they are made: nothing is made below what is not as it should be.
 DIRECTORIES = (
     Directory("/etc/minisend", 0o755, "root", "root", "configuration"),
-    Directory(SECRETS, 0o750, "root", ACCOUNT, "passwords that the deliveries read"),
-    Directory(SYSTEM_SPOOL, 0o755, "root", "root", "the spool"),
-    Directory(f"{SYSTEM_SPOOL}/queue", 0o700, ACCOUNT, ACCOUNT, "the queue"),
-    Directory(f"{SYSTEM_SPOOL}/state", 0o700, ACCOUNT, ACCOUNT, "locks, counts, the trigger"),
-    Directory(DROP, 0o755, "root", "root", "what is handed in while nobody listens"),
+    Directory(SECRETS, 0o750, "root", ACCOUNT, "secrets"),
+    Directory(SYSTEM_SPOOL, 0o755, "root", "root", "spool"),
+    Directory(f"{SYSTEM_SPOOL}/queue", 0o700, ACCOUNT, ACCOUNT, "queue"),
+    Directory(f"{SYSTEM_SPOOL}/state", 0o700, ACCOUNT, ACCOUNT, "locks"),
+    Directory(DROP, 0o755, "root", "root", "drop"),
     # Anybody may put a file in, nobody but the account may list; sticky: none takes away another's; set-group-id: the
     # group tells what was made here.
-    Directory(f"{DROP}/tmp", 0o3733, ACCOUNT, ACCOUNT, "being written"),  # noqa: S108 - a state, no scratch space
+    Directory(f"{DROP}/tmp", 0o3733, ACCOUNT, ACCOUNT, "unfinished"),  # noqa: S108 - a state, no scratch space
     Directory(f"{DROP}/new", 0o3733, ACCOUNT, ACCOUNT, "handed in"),
-    Directory("/var/lib/minisend", 0o700, ACCOUNT, ACCOUNT, "OAuth2 tokens"),
+    Directory("/var/lib/minisend", 0o700, ACCOUNT, ACCOUNT, "tokens"),
     # The socket in it is systemd's; where there is no systemd, see minisend.admin.setup.
-    Directory("/run/minisend", 0o755, "root", "root", "the socket"),
+    Directory("/run/minisend", 0o755, "root", "root", "socket"),
 )
 
 SOCKET_DIRECTORY = DIRECTORIES[-1]

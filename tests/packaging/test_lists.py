@@ -92,6 +92,8 @@ def test_what_is_installed(installed):
         *(f"usr/bin/{name}" for name in ("mailq", "minisend", "newaliases", "sendmail")),
         *(f"usr/share/man/man{page.suffix[1:]}/{page.name}" for page in (source / "man").iterdir()),
         *(f"usr/lib/systemd/system/{unit.name}" for unit in (PACKAGING / "systemd").iterdir()),
+        "usr/lib/systemd/user/minisend.service",
+        "usr/lib/systemd/user/minisend.timer",
         "usr/lib/sysusers.d/minisend.conf",
         "usr/lib/tmpfiles.d/minisend.conf",
     }

@@ -9,7 +9,16 @@ import pytest
 from peers.unpacked import unavailable
 
 from minisend.config import KEYS, SYSTEM_SPOOL
-from minisend.spool.layout import ACCOUNT, DIRECTORIES, DROP, SECRETS, SOCKET_DIRECTORY
+from minisend.spool.layout import (
+    ACCOUNT,
+    DIRECTORIES,
+    DROP,
+    SECRETS,
+    SOCKET_DIRECTORY,
+)
+from minisend.spool.layout import (
+    UNITS as STARTED,
+)
 
 UNITS = Path(__file__).resolve().parents[2] / "packaging" / "systemd"
 NAMES = sorted(path.name for path in UNITS.iterdir())
@@ -73,17 +82,30 @@ def verify(directory):
     return [line for line in (done.stdout + done.stderr).splitlines() if "minisend" in line]
 
 
+def copy(units, directory):
+    """The units with a program that is there, which verify looks for."""
+    for path in units.iterdir():
+        text = path.read_text().replace("ExecStart=minisend ", "ExecStart=/bin/true ")
+        (directory / path.name).write_text(text)
+
+
 @pytest.fixture
 def copied(tmp_path):
-    """The units with a program that is there, which verify looks for."""
-    for name in NAMES:
-        text = (UNITS / name).read_text().replace("=minisend run", "=/bin/true run")
-        (tmp_path / name).write_text(text)
+    copy(UNITS, tmp_path)
     return tmp_path
 
 
 def test_verify(copied):
     assert verify(copied) == []
+
+
+def test_verify_those_of_a_user(tmp_path):
+    copy(UNITS.parent / "systemd-user", tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "minisend.service",
+        "minisend.timer",
+    ]
+    assert verify(tmp_path) == []
 
 
 def test_verify_sees_a_mistake(copied):
@@ -115,6 +137,10 @@ def test_the_socket_is_the_one_of_the_configuration():
 def test_watched_for_changes_and_never_for_being_not_empty(name, watched):
     service = name.replace(".path", ".service")
     assert unit(name)["Path"] == {"PathChanged": [watched], "Unit": [service]}
+
+
+def test_all_but_the_services_are_in_the_table():
+    assert sorted(STARTED) == [name for name in NAMES if not name.endswith(".service")]
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if not name.endswith(".service")])
