@@ -19,3 +19,15 @@ def installed(tmp_path_factory):
         check=True,
     )
     return tree
+
+
+@pytest.fixture(scope="session")
+def in_local(tmp_path_factory):
+    """The same with PREFIX=/usr/local, as the README has it."""
+    tree = tmp_path_factory.mktemp("local")
+    subprocess.run(
+        ["sh", ROOT / "packaging" / "install"],
+        env={"PATH": os.environ["PATH"], "DESTDIR": str(tree)},
+        check=True,
+    )
+    return tree
