@@ -72,10 +72,10 @@ class System:
     def run(self, *command: str, uid: int = 0) -> subprocess.CompletedProcess[str]:
         mounts = self.mounts
         for name, value in self.sysctls.items():
-            path = self.root / "sysctl" / name
-            if not path.exists() or path.read_text() != f"{value}\n":
-                self.write(f"sysctl/{name}", f"{value}\n")
-            mounts += f"; mount --bind {self.root}/sysctl/{name} /proc/sys/fs/{name}"
+            # Beside the machine's files: it is no change of theirs.
+            path = self.root.with_name(f"{name}.{value}")
+            path.write_text(f"{value}\n")
+            mounts += f"; mount --bind {path} /proc/sys/fs/{name}"
         become = []
         if uid:
             become = ["setpriv", f"--reuid={uid}", f"--regid={uid}", "--clear-groups"]
