@@ -1,7 +1,8 @@
 """minisend run: the two roles of the service, alone or side by side.
 
     --accept     takes messages from the socket and out of the drop; no network, no secret
-    --deliver    delivers what is in the queue; no socket
+    --deliver    delivers what is in the queue; no socket, no drop: in a user namespace of its own, which keeps the other
+                 role from tracing it, the owner of every file there would be "nobody"
     neither      both, each a process of its own under this one; where no socket can be made, delivery alone
 
 The process above the two passes SIGTERM and SIGINT on, and ends when one of them does: what watches over it starts it
@@ -56,12 +57,12 @@ def run(
         _accept(config, listener, log, stop, exit_idle)
         return 0
     if listener is None and os.getpid() != 1:
-        serve(config, log=log, stop=stop, exit_idle=exit_idle)
+        serve(config, log=log, stop=stop, exit_idle=exit_idle, ingest=both)
         return 0
     # What both of them need, made once.
     os.close(open_queue(config.spool.path, create=True))
     roles: list[Callable[[], object]] = [
-        lambda: serve(config, log=log, stop=stop, exit_idle=exit_idle)
+        lambda: serve(config, log=log, stop=stop, exit_idle=exit_idle, ingest=both)
     ]
     if listener is not None:
         listening = listener
