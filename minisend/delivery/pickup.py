@@ -20,8 +20,10 @@ if TYPE_CHECKING:
     from minisend.config import Config
     from minisend.spool.ingest import Result
 
-# Seconds between two looks at the time of the directory, and between two at what is in it.
+# Seconds between two looks at the time of the directory; between two at what is in it, when something could not be taken
+# the last time, and when nothing is known to be there.
 _GLANCE = 10.0
+_AGAIN = 60.0
 _LOOK = 300.0
 
 
@@ -53,9 +55,11 @@ class Pickup:
         if changed == self._changed and now < self._next:
             return False
         result = self.run()
-        # What another process has in hand, or a writer has not let go yet, is soon free, and nobody says so.
-        again = result is None or result.busy or bool(result.left)
-        self._next = now + (_GLANCE if again else _LOOK)
+        # Nobody says when what is left can be taken.  What somebody has in hand is soon free, what has no room later.
+        if result is None or result.is_in_hand:
+            self._next = now + _GLANCE
+        else:
+            self._next = now + (_AGAIN if result.left else _LOOK)
         # As of before: what came during the run may have been missed by it.
         self._changed = changed
         return result is not None and bool(result.ingested)

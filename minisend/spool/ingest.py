@@ -136,6 +136,11 @@ class Result:
         self.warnings: list[str] = []
         self.busy = False
 
+    @property
+    def is_in_hand(self) -> bool:
+        """Whether there was something that its writer, or another process, may let go in a moment."""
+        return self.busy or not self.left.keys().isdisjoint((_BUSY, _CHANGED))
+
 
 class Ingest:
     """From one drop directory into one queue, both of the effective user.

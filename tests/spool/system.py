@@ -4,10 +4,13 @@ As root its parts belong to whom they must, and what is done as another account 
 that account for good.  As anybody else there is one account, which owns all of it.
 """
 
+# Loaded now: another account may not be able to read the interpreter's files.
+import encodings.idna  # noqa: F401
 import inspect
 import os
 import pickle
 import shutil
+import sys
 import tempfile
 import traceback
 from collections.abc import Callable, Iterator
@@ -29,6 +32,10 @@ LIMIT = 10_000_000
 T = TypeVar("T")
 #: A module, what of its source is taken out, and what stands there instead.
 Defence = tuple[ModuleType, str, str]
+
+
+class Ended(Exception):
+    """A process was ended before it came to an answer."""
 
 
 class System:
@@ -154,7 +161,8 @@ class System:
         with open(read, "rb") as file:
             octets = file.read()
         code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-        assert octets, f"the process ended with {code}"
+        if not octets:
+            raise Ended(code)
         done, answer = pickle.loads(octets)
         if not done:
             raise answer
@@ -167,7 +175,13 @@ def take_out(module: ModuleType, old: str, new: str) -> None:
     assert source.count(old) == 1, (
         f"{module.__name__}: {old!r} stands there {source.count(old)} times"
     )
+    before = dict(vars(module))
     exec(compile(source.replace(old, new), str(module.__file__), "exec"), module.__dict__)
+    # Who has imported something of it by name gets the new one too.
+    for other in [each for name, each in sys.modules.items() if name.startswith("minisend.")]:
+        for name, value in list(vars(other).items()):
+            if inspect.isfunction(value) and value is before.get(name):
+                setattr(other, name, vars(module)[name])
 
 
 def said(**changes: object) -> Envelope:

@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from minisend.spool.place import STATES
+from minisend.spool.place import LEAVES, STATES
 from minisend.spool.store import Place
 from spool.make import ID, claimed
 
@@ -18,6 +18,7 @@ RULES = (
     *("record, then act", "report, then remove", "one window", "grouped fsync"),
     *("torn tail", "no room", "lost inode", "report twice", "clock stepped", "unknown version"),
     *("new directory", "nobody to tell", "broken file"),
+    *("drop", "ingest", "claims", "once only"),
 )
 
 
@@ -35,8 +36,9 @@ def test_the_example_is_a_message(queue):
 
 
 def test_every_state_has_its_row():
-    rows = re.findall(r"^\.It Pa queue/(\w+) Ta .+ Ta .+$", MANUAL.read_text(), re.MULTILINE)
-    assert sorted(rows) == sorted(STATES)
+    rows = re.findall(r"^\.It Pa (\w+/\w+) Ta .+ Ta .+$", MANUAL.read_text(), re.MULTILINE)
+    states = [f"queue/{state}" for state in STATES] + [f"drop/{leaf}" for leaf in LEAVES]
+    assert sorted(rows) == sorted(states)
 
 
 def named_tests() -> dict[str, list[str]]:
