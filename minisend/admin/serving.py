@@ -115,7 +115,7 @@ def _accept(
                 exit_idle=exit_idle,
             )
         finally:
-            listener.close()
+            listener.close(service.take)
             stop.wake = lambda: None
         # They end by themselves, or their clients find out that we have gone, and send the message another way.
         service.wait(_GRACE)
