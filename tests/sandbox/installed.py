@@ -37,13 +37,24 @@ _RECEIVED = re.compile(rb"\AReceived: by h\.example \(minisend, from userid (\S+
 class Process:
     """A service, or a part of it; what it logs is in ``log``."""
 
-    def __init__(self, system: "Installed", arguments: Sequence[str]) -> None:
+    def __init__(
+        self, system: "Installed", arguments: Sequence[str], listening: "socket.socket | None"
+    ) -> None:
         self.arguments = list(arguments)
+        command = [*system.minisend, "run", *arguments]
+        passed: tuple[int, ...] = ()
+        if listening is not None:
+            # sd_listen_fds(3)
+            passed = (listening.fileno(),)
+            moved = f"exec 3<&{passed[0]}; " if passed[0] != 3 else ""
+            script = f'{moved}LISTEN_PID=$$ LISTEN_FDS=1 exec "$@"'
+            command = ["bash", "-c", script, "bash", *command]
         number = len(list(system.top.glob("log.*")))
         self._log = system.top / f"log.{number}"
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(
-                [*system.minisend, "run", *arguments],
+                command,
+                pass_fds=passed,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -68,9 +79,10 @@ class Process:
             wanted.append("event=serving")
 
         def serves() -> bool:
-            code = self._process.poll()
-            assert code is None, f"ended with {code}: {self.log}"
-            return all(word in self.log for word in wanted)
+            ended = self._process.poll()
+            said = self.log
+            assert ended in (None, 0), f"ended with {ended}: {said}"
+            return all(word in said for word in wanted)
 
         wait_for("the service serves", serves, DEADLINE)
 
@@ -167,12 +179,23 @@ class Installed:
 
     # -- the service
 
-    def start(self, *arguments: str) -> Process:
-        """``minisend run ARGUMENTS`` as the delivering account; returns when it serves."""
-        process = Process(self, arguments)
+    def start(self, *arguments: str, listening: "socket.socket | None" = None) -> Process:
+        """``minisend run ARGUMENTS`` as the delivering account; returns when it serves.
+
+        ``listening``  the socket that is passed to it, as systemd does
+        """
+        process = Process(self, arguments, listening)
         self._processes.append(process)
         process.ready()
         return process
+
+    def listen(self) -> socket.socket:
+        """The submission socket as systemd makes it, which outlives each service."""
+        listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        listening.bind(str(self.socket))
+        self.socket.chmod(0o666)
+        listening.listen(512)
+        return listening
 
     @contextmanager
     def serving(self, *, apart: bool = False) -> Iterator[list[Process]]:

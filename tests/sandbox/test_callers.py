@@ -9,6 +9,7 @@ import re
 import subprocess
 
 import pytest
+
 from sandbox.installed import ANN, INTERPRETER, SERVICE, Installed, identity
 
 # Every mount but those of the kernel's own file systems, as ProtectSystem=strict leaves them; the last command must fail.
@@ -233,9 +234,9 @@ def test_read_only_and_no_sockets(alone):
 def test_hidden_by_inaccessible_paths(alone):
     with alone.serving():
         hide = (
-            "mount --make-rprivate /; for path in {run} {drop}; do mount -t tmpfs -o mode=000 tmpfs $path; done; "
+            f"mount --make-rprivate /; for path in {alone.run_directory} {alone.drop}; do mount -t tmpfs -o mode=000 tmpfs $path; done; "
             'exec "$@"'
-        ).format(run=alone.run_directory, drop=alone.drop)
+        )
         under = ["unshare", "-m", "sh", "-c", hide, "sh", *as_account()]
         refused(
             alone,

@@ -1,13 +1,12 @@
 """Of two accounts neither sees, touches or forges the other's mail; root and the queue's owner see all of it."""
 
-import json
 import os
-import subprocess
 import time
 
 import pytest
 from peers.process import wait_for
-from sandbox.installed import ANN, BOB, SERVICE, Installed, greeted, identity
+
+from sandbox.installed import ANN, BOB, SERVICE, Installed, identity
 
 RETRIES = 'retry_min = "1h"\n'
 
@@ -138,7 +137,7 @@ def test_the_spool_cannot_be_read(system):
         path = system.spool / place
         for probe in (f"touch {path}/x", f"mv {path} {path}.y", f"mkdir {path}/x"):
             assert system.run(["sh", "-c", probe], uid=BOB).returncode != 0, probe
-    names = [path for path in (system.spool / "queue" / "cur").iterdir()]
+    names = list((system.spool / "queue" / "cur").iterdir())
     assert len(names) == 2
     for path in names:
         for probe in (
