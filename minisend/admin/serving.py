@@ -118,7 +118,7 @@ def _accept(
                 exit_idle=exit_idle,
             )
         finally:
-            listener.close()
+            listener.close(service.take)
             stop.wake = lambda: None
         # They end by themselves, or their clients find out that we have gone, and send the message another way.
         service.wait(_GRACE)
@@ -177,6 +177,11 @@ def _be(role: Callable[[], object], stop: Stop, log: Log) -> None:
     code = 1
     try:
         stop.also = lambda: None
+        # A second one comes with each stop of a whole group, from the process above and from whoever stopped that one: it
+        # must not break off what the first has left a moment for.
+        for number in (signal.SIGTERM, signal.SIGINT):
+            if signal.getsignal(number) != signal.SIG_IGN:
+                signal.signal(number, lambda number, frame: stop.ask())
         role()
         code = 0
     except SpoolError as exc:

@@ -26,7 +26,6 @@ import binascii
 
 from minisend.address import qualify
 from minisend.envelope import DELIVERED, Envelope, Facts, Outcome
-from minisend.message import convert
 from minisend.message.date import format_date
 from minisend.message.header import find, split
 
@@ -165,6 +164,8 @@ class Original:
         """Whether a server may need it in another form, and it has none; if it may, all of it is read."""
         if not self.eight_bit and self.long_line is False:
             return False
+        from minisend.message import convert
+
         try:
             convert.plan(self.octets, convert.SEVEN_BIT)
         except convert.CannotConvert:
