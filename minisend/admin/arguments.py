@@ -130,6 +130,20 @@ def parser() -> argparse.ArgumentParser:
         help="of a [smarthosts.NAME] table (default: the [smarthost] table)",
     )
 
+    setup = commands.add_parser(
+        "setup", help="make a queue, and say what is left to do", allow_abbrev=False
+    )
+    setup.add_argument(
+        "--system", action="store_true", help="one for all users: account and directories"
+    )
+    setup.add_argument("--root", metavar="DIR", help="with --system: below this directory")
+    setup.add_argument("--dry-run", action="store_true", help="only say what there is to do")
+
+    doctor = commands.add_parser(
+        "doctor", help="look for what is wrong, and say what repairs it", allow_abbrev=False
+    )
+    doctor.add_argument("--json", action="store_true", help="one JSON object")
+
     demo = commands.add_parser(
         "demo",
         help="send a message through the whole program, to a server of its own",

@@ -59,6 +59,22 @@ def check(config: Config, overdue: int, *, as_json: bool) -> int:
     ``overdue``  seconds
     Raises SystemFault, BrokenPipeError.
     """
+    problems, found = survey(config, overdue)
+    if as_json:
+        told = [{"kind": problem.kind, "text": printable(problem.text)} for problem in problems]
+        write(1, json.dumps({"ok": not problems, "problems": told, **found}) + "\n")
+    elif problems:
+        write(1, "not ok: " + "; ".join(printable(p.text) for p in problems) + "\n")
+    else:
+        write(1, f"ok: {summary(found)}\n")
+    return 1 if problems else 0
+
+
+def survey(config: Config, overdue: int) -> tuple[list[Problem], dict[str, Any]]:
+    """What is wrong, and the counts that ``--json`` tells beside it.
+
+    ``overdue``  seconds
+    """
     found: dict[str, Any] = {"waiting": 0, "held": 0, "failed": 0, "oldest_due": None}
     found |= {"free_octets": None, "free_inodes": None}
     problems: list[Problem] = []
@@ -73,17 +89,11 @@ def check(config: Config, overdue: int, *, as_json: bool) -> int:
         problems.append(Problem("spool", str(exc)))
     except OSError as exc:
         problems.append(Problem("spool", f"{config.spool.path}/queue: {exc.strerror}"))
-    if as_json:
-        told = [{"kind": problem.kind, "text": printable(problem.text)} for problem in problems]
-        write(1, json.dumps({"ok": not problems, "problems": told, **found}) + "\n")
-    elif problems:
-        write(1, "not ok: " + "; ".join(printable(p.text) for p in problems) + "\n")
-    else:
-        write(1, f"ok: {_summary(found)}\n")
-    return 1 if problems else 0
+    return problems, found
 
 
-def _summary(found: dict[str, Any]) -> str:
+def summary(found: dict[str, Any]) -> str:
+    """The counts in words."""
     parts = [f"{messages_in_words(found['waiting'])} waiting"]
     if found["held"]:
         parts.append(f"{found['held']} held")
@@ -97,7 +107,9 @@ def _look(
 ) -> None:
     spool = config.spool
     try:
-        _try_to_write(queue)
+        # Before the first submission there is nothing in the queue, not even this.
+        if disk.exists("tmp", queue.fd):
+            _try_to_write(queue)
     except OSError as exc:
         problems.append(Problem("spool", f"{spool.path}/queue/tmp: {exc.strerror}"))
     found["free_octets"], found["free_inodes"] = disk.free(queue.fd)

@@ -145,6 +145,24 @@ def _login(asked: "Namespace", config_file: str | None) -> int:
     return login(_load_as_owner(config_file), asked.name, asked.method)
 
 
+def _setup(asked: "Namespace", config_file: str | None) -> int:
+    from minisend.admin.setup import setup_own, setup_system
+
+    if asked.system:
+        if config_file is not None:
+            raise UsageError("setup --system: takes no -C: its places are fixed")
+        return setup_system(asked.root or "", dry_run=asked.dry_run)
+    if asked.root is not None:
+        raise UsageError("setup: --root goes with --system")
+    return setup_own(_load(config_file), dry_run=asked.dry_run)
+
+
+def _doctor(asked: "Namespace", config_file: str | None) -> int:
+    from minisend.admin.doctor import doctor
+
+    return doctor(config_file, as_json=asked.json)
+
+
 def _story(asked: "Namespace", config_file: str | None) -> int:
     from minisend.admin.story import show_story
 
@@ -319,5 +337,7 @@ _COMMANDS = {
     "check": _check,
     "log": _story,
     "login": _login,
+    "setup": _setup,
+    "doctor": _doctor,
     "demo": _demo,
 }

@@ -5,7 +5,8 @@ envelope and its tail are read.  A flusher may be moving files meanwhile; a mess
 the look is looked for at the end, and none is shown twice.
 
 A message that waits for a destination that is down was perhaps never attempted itself: then the status file of the
-destination says why it waits (``minisend.delivery.destination``), see ``Reasons``.
+destination says why it waits (``minisend.delivery.destination``), see ``Reasons``.  Where there is none and the smarthost
+has a ``rate``, it was put off for that.
 
     queue name (Postfix)   state      marker (mailq)   it is
     active                 any        *                claimed by a process at this moment
@@ -144,22 +145,30 @@ class Reasons:
         # Heavier than the rest of mailq, which is called every minute.
         from minisend.delivery.attempt import qualified
         from minisend.delivery.destination import Destinations
-        from minisend.delivery.route import common, route
+        from minisend.delivery.rate import rate_of
+        from minisend.delivery.route import NextHop, common, route
 
         destinations = Destinations(config.spool.path)
+
+        def of_hop(hop: NextHop) -> "Down | None":
+            down = destinations.get(hop.name)
+            if down is None and (rate := rate_of(hop, config)) is not None:
+                return rate.why(time.time())
+            return down
+
         everywhere = common(config)
         if everywhere is not None:
-            down = destinations.get(everywhere.name)
+            down = of_hop(everywhere)
             return lambda entry, index: down
         known: dict[str, Down | None] = {}
 
         def get(entry: Entry, index: int) -> "Down | None":
             envelope = entry.envelope
             recipient = qualified(entry, envelope.recipients[index].address, config)
-            name = route(recipient, config, qualified(entry, envelope.sender, config)).name
-            if name not in known:
-                known[name] = destinations.get(name)
-            return known[name]
+            hop = route(recipient, config, qualified(entry, envelope.sender, config))
+            if hop.name not in known:
+                known[hop.name] = of_hop(hop)
+            return known[hop.name]
 
         return get
 

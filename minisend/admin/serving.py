@@ -1,7 +1,8 @@
 """minisend run: the two roles of the service, alone or side by side.
 
     --accept     takes messages from the socket and out of the drop; no network, no secret
-    --deliver    delivers what is in the queue; no socket
+    --deliver    delivers what is in the queue; no socket, no drop: in a user namespace of its own, which keeps the other
+                 role from tracing it, the owner of every file there would be "nobody"
     neither      both, each a process of its own under this one; where no socket can be made, delivery alone
 
 The process above the two passes SIGTERM and SIGINT on, and ends when one of them does: what watches over it starts it
@@ -56,12 +57,12 @@ def run(
         _accept(config, listener, log, stop, exit_idle)
         return 0
     if listener is None and os.getpid() != 1:
-        serve(config, log=log, stop=stop, exit_idle=exit_idle)
+        serve(config, log=log, stop=stop, exit_idle=exit_idle, ingest=both)
         return 0
     # What both of them need, made once.
     os.close(open_queue(config.spool.path, create=True))
     roles: list[Callable[[], object]] = [
-        lambda: serve(config, log=log, stop=stop, exit_idle=exit_idle)
+        lambda: serve(config, log=log, stop=stop, exit_idle=exit_idle, ingest=both)
     ]
     if listener is not None:
         listening = listener
@@ -117,7 +118,7 @@ def _accept(
                 exit_idle=exit_idle,
             )
         finally:
-            listener.close()
+            listener.close(service.take)
             stop.wake = lambda: None
         # They end by themselves, or their clients find out that we have gone, and send the message another way.
         service.wait(_GRACE)
@@ -176,6 +177,11 @@ def _be(role: Callable[[], object], stop: Stop, log: Log) -> None:
     code = 1
     try:
         stop.also = lambda: None
+        # A second one comes with each stop of a whole group, from the process above and from whoever stopped that one: it
+        # must not break off what the first has left a moment for.
+        for number in (signal.SIGTERM, signal.SIGINT):
+            if signal.getsignal(number) != signal.SIG_IGN:
+                signal.signal(number, lambda number, frame: stop.ask())
         role()
         code = 0
     except SpoolError as exc:

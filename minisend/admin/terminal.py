@@ -98,3 +98,12 @@ class Paint:
     def __call__(self, style: str, text: str) -> str:
         """``text`` in ``style``, one of the words of this module (SGR, ECMA-48 section 8.3.117)."""
         return f"\x1b[{style}m{text}\x1b[0m" if self._on and text else text
+
+
+def aligned(rows: "list[tuple[str, ...]]") -> list[str]:
+    """Each row as a line: two spaces between columns, each as wide as its longest cell, none behind the last."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    ]

@@ -237,4 +237,5 @@ def _original(entry: Entry, config: Config) -> dsn.Original:
         body,
         size=len(outgoing.header) + outgoing.body_size,
         eight_bit=outgoing.eight_bit,
+        long_line=outgoing.long_line,
     )

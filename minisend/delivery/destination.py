@@ -3,7 +3,8 @@
 A destination that is down is probed; the messages that wait for it are not attempted one by one.  They get the time of
 the next probe for their own, which costs each a rename, and this file says why for all of them.
 
-    <spool>/state/destinations/<next hop, quoted>      one JSON object, see ``Down``
+    <spool>/state/destinations/=<next hop, quoted>     one JSON object, see ``Down``
+    <spool>/state/destinations/!<next hop, quoted>     what the administrator was told of it, see ``delivery.notice``
 
 The file is advice: written without fsync, believed only while it can be read, and removed when the destination
 answers.  Without it a message is attempted as if nothing were known.
@@ -197,10 +198,15 @@ class Destinations:
 
     def forget(self, name: str) -> None:
         """It answers."""
-        try:
-            posix.unlink(self._path(name))
-        except OSError:
-            pass
+        _remove(self._path(name))
+
+    def told(self, name: str) -> str:
+        """The path of the file that keeps what the administrator was told of it."""
+        return self._path(name, "!")
+
+    def forget_told(self, name: str) -> None:
+        """It has let us in: when it does so no more, that is to be told again."""
+        _remove(self.told(name))
 
     def sweep(self, before: float) -> None:
         """Remove what no probe has touched since: nobody waits for it any more."""
@@ -212,13 +218,20 @@ class Destinations:
         except OSError:
             pass
 
-    def _path(self, name: str) -> str:
+    def _path(self, name: str, mark: str = "=") -> str:
         quoted = _quoted(name)
         if len(quoted) > _LONGEST_NAME:
             from hashlib import blake2b
 
             quoted = blake2b(name.encode(), digest_size=16).hexdigest()
-        return f"{self._directory}/={quoted}"
+        return f"{self._directory}/{mark}{quoted}"
+
+
+def _remove(path: str) -> None:
+    try:
+        posix.unlink(path)
+    except OSError:
+        pass
 
 
 def _values(down: Down) -> dict[str, object]:

@@ -39,12 +39,12 @@ except ImportError:
 
 from minisend.address import qualify, quote_local, split
 from minisend.config import Config
-from minisend.envelope import Envelope, Recipient
+from minisend.envelope import Envelope
 from minisend.message import dsn
 from minisend.message.header import HEADER_LIMIT, find
 from minisend.message.header import split as split_header
 from minisend.spool import disk
-from minisend.spool.enqueue import enqueue, new_queue_id
+from minisend.spool.enqueue import new_queue_id
 from minisend.spool.place import state
 from minisend.spool.record import format_ranges
 from minisend.spool.store import Entry, Queue
@@ -214,14 +214,11 @@ def control(flood: Flood, queue: Queue, entry: Entry, config: Config, now: float
         return None
     held = Held()
     if verdict == Verdict.HOLD_AND_TELL:
+        from minisend.delivery.notice import queue_once
+
         notified, octets = notice(envelope, subject, config, now)
-        if queue.find(notified.queue_id, "new", "cur", "hold", "failed") is None:
-            try:
-                # Only who holds the claim of the message builds its notice: what lies there is a crash's.
-                disk.unlink(notified.queue_id, queue.directory("tmp"))
-            except FileNotFoundError:
-                pass
-            enqueue(queue.fd, notified, [octets], 0)
+        # Only who holds the claim of the message builds its notice.
+        queue_once(queue, notified, octets)
         held = Held(notified.recipients[0].address, notified.queue_id)
     everybody = format_ranges(range(len(recipients))).decode("ascii")
     entry.note_reported(f"{_EVENT} {everybody}")
@@ -242,20 +239,17 @@ def notice(
 
     ``envelope``, ``subject``  of the first message that was held
     """
+    from minisend.delivery.notice import compose
+
     limit = config.limits.flood
     domain = config.mail_domain.encode()
     account = quote_local(envelope.login) if envelope.login else envelope.sender
     to = qualify(config.admin.encode() or account, domain)
     queue_id = new_queue_id(f"{envelope.queue_id} {_EVENT}".encode("ascii"))
     recipients = [qualify(recipient.address, domain) for recipient in envelope.recipients]
-    header = (
-        b"From: Mail Delivery System <MAILER-DAEMON@%b>\nTo: %b\n"
-        b"Subject: Mail held: the same message more than %d times in an hour\n"
-        b"Auto-Submitted: auto-generated\nMIME-Version: 1.0\n"
-    ) % (domain, to, limit)
+    subject_line = b"Mail held: the same message more than %d times in an hour" % limit
     text = _text(envelope, recipients, subject, config.hostname, limit)
-    notified = Envelope(queue_id, b"", [Recipient(to)], arrived=now, zone=envelope.zone, uid=-1)
-    return notified, header + dsn.text_part(text)
+    return compose(queue_id, to, subject_line, text, config, now, envelope.zone)
 
 
 def _text(

@@ -9,6 +9,7 @@ and nobody else's.
     while all [delivery] connections are in use         a lane that has had its turn makes room for a next hop that has none
     a next hop lets nobody in                           that was the probe: whatever else this run has for it is put off to
                                                         the next one, and costs a claim and a rename
+    only the administrator can mend that                is told, once, see ``delivery.notice``
     it answers again                                    what was put off to that probe is due now, see ``recovered``
     the rate of a smarthost allows no message now       a lane waits up to a minute for its turn, unless a next hop has
                                                         no connection; then the message is put off, as above
@@ -30,9 +31,10 @@ from minisend.delivery.destination import PROBE_PAUSE, after_failure
 from minisend.delivery.policy import LOCAL
 from minisend.delivery.rate import rate_of
 from minisend.delivery.remote import Remote, Stopped
-from minisend.delivery.route import common
-from minisend.errors import SystemFault
+from minisend.delivery.route import SMARTHOST, common
+from minisend.errors import SpoolError, SystemFault
 from minisend.log import line
+from minisend.spool.store import Place
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -45,7 +47,6 @@ if TYPE_CHECKING:
     from minisend.delivery.rate import Rate
     from minisend.delivery.remote import Content
     from minisend.delivery.route import NextHop
-    from minisend.spool.store import Place
 else:
     from _collections import deque
 
@@ -96,7 +97,8 @@ class _Destination:
     """A next hop and its lanes.
 
     ``begun``   lanes so far
-    ``lanes``   threads; of them ``coming`` have not asked for work yet, ``idle`` wait for it, ``open`` have been let in
+    ``lanes``   threads; of them ``coming`` have not asked for work yet, ``idle`` wait for it, ``open`` have been let in,
+                ``opening`` may be let in at this moment
     ``limit``   lanes that it may have now, at most ``most``; each delivery adds ``growth``
     ``failed``  the wave and the time (seconds) of the last failure in this run
     """
@@ -116,6 +118,7 @@ class _Destination:
         self.coming = 0
         self.idle = 0
         self.open = 0
+        self.opening = 0
         self.begun = 0
         self.limit = 1.0
         self.growth = 1.0
@@ -393,14 +396,26 @@ class Lanes:
 
     # -- what is known of a destination
 
+    def open_ahead(self, destination: _Destination, remote: Remote) -> bool:
+        """A session for a further lane; while it is opened, nobody knows that no server lets anybody in."""
+        with self._lock:
+            destination.opening += 1
+        try:
+            return remote.open_ahead()
+        finally:
+            with self._lock:
+                destination.opening -= 1
+
     def let_in(self, destination: _Destination, lane: _Lane) -> None:
         """A server of this destination is ready for a message."""
         down = None
+        first = False
         with self._lock:
             if not lane.is_open:
                 lane.is_open = True
                 destination.open += 1
-                if destination.open == 1 and not self._is_busy():
+                first = destination.open == 1
+                if first and not self._is_busy():
                     self._begin_in_earnest(destination)
             down, destination.down = destination.down, None
             destination.failed = None
@@ -408,6 +423,8 @@ class Lanes:
                 self.recovered.add(down.until)
             self._staff(destination)
         self._run.let_in(not self._is_busy())
+        if first and destination.hop.kind == SMARTHOST:
+            self._run.destinations.forget_told(destination.hop.name)
         if down is not None:
             self._run.destinations.forget(destination.hop.name)
             self._run.log.info(
@@ -486,12 +503,12 @@ class Lanes:
         return down.but(until=min(down.until, latest))
 
     def failed(self, destination: _Destination, lane: _Lane, verdict: Verdict) -> Down | None:
-        """No server let this lane in: what its message, and all others, wait for.  None while there are lanes that were let in."""
+        """No server let this lane in: what its message, and all others, wait for.  None while there are lanes that were let in, or may be."""
         spool = self._run.config.spool
         with self._lock:
             destination.open -= lane.is_open
             lane.is_open = False
-            if destination.open:
+            if destination.open or destination.opening:
                 self.turned_away(destination)
                 return None
             down = destination.down = after_failure(
@@ -506,7 +523,35 @@ class Lanes:
             destination.failed = (self._wave, time.time())
             destination.limit = 1.0
         self._run.destinations.put(destination.hop.name, down)
+        if verdict.cause and destination.hop.kind == SMARTHOST:
+            self._tell_admin(destination.hop, verdict)
         return down
+
+    def _tell_admin(self, hop: NextHop, verdict: Verdict) -> None:
+        """What nobody else can mend."""
+        from minisend.delivery import notice
+
+        run = self._run
+        path = run.destinations.told(hop.name)
+        try:
+            told = notice.tell(run.queue, run.config, hop, path, verdict.cause, verdict.outcome)
+        except (OSError, SpoolError) as exc:
+            # It is tried again with the next probe.
+            why = exc.strerror if isinstance(exc, OSError) else str(exc)
+            run.log.error(line("-", event="no notice", relay=hop.name, reason=f"queue: {why}"))
+            return
+        if told is not None:
+            run.log.warning(
+                line(
+                    "-",
+                    event="notice",
+                    relay=hop.name,
+                    reason=verdict.outcome.reason,
+                    to=told.recipients[0].address,
+                    report=told.queue_id,
+                )
+            )
+            run.came_up(Place("new", told.queue_id))
 
 
 class _Lane:
@@ -536,12 +581,14 @@ class _Lane:
             stopping=lambda: lanes.stopping,
             one_by_one=run.one_by_one,
         ) as remote:
-            if destination.open and not remote.open_ahead():
+            if destination.open and not lanes.open_ahead(destination, remote):
                 lanes.turned_away(destination)
                 return
             try:
                 while (work := lanes.next_work(destination, self)) is not None:
-                    if destination.open > self.is_open and not remote.open_ahead():
+                    if destination.open > self.is_open and not lanes.open_ahead(
+                        destination, remote
+                    ):
                         # Others are in, and it would put off whatever message it takes.
                         lanes.take_back(destination, work)
                         lanes.turned_away(destination)

@@ -28,13 +28,13 @@ _LOOK = 300.0
 
 
 class Pickup:
-    """For the drop directory of a configuration, if it has one and it is ours."""
+    """For the drop directory of a configuration, if it has one and it is ours; without ``ingest`` for none."""
 
-    def __init__(self, config: "Config", log: Log) -> None:
+    def __init__(self, config: "Config", log: Log, *, ingest: bool = True) -> None:
         self._config = config
         self._log = log
         drop = config.served.drop
-        self._drop = drop if drop and is_own_drop(drop) else ""
+        self._drop = drop if ingest and drop and is_own_drop(drop) else ""
         self._next = 0.0
         self._changed = -1
 

@@ -29,7 +29,7 @@ reply how long it lasts, and both together whether another server is worth askin
     LocalProtocolError (our bug) and whatever is not known               delayed, message, stop
     a status of class 5 (too big for the server's SIZE, unroutable)      failed, message, stop
     Unroutable for now: DNS trouble / no DNS to be had                   delayed, site / local, stop
-    ConfigError: certificates, password                                  delayed, local, stop
+    ConfigError: certificates, password, access token                    delayed, local, stop
 
 The status is the server's enhanced one with the class of the action, else the code's own meaning,
 else "the class is all we know": X.0.0 (RFC 3463 section 3.1).
@@ -82,6 +82,11 @@ SITE = "site"
 MESSAGE = "message"
 RECIPIENT = "recipient"
 
+# Verdict.cause
+LOGIN = "login"
+TOKEN = "token"  # noqa: S105 - a cause, not a token
+SETTINGS = "settings"
+
 _SCOPES = {
     GREETING: SITE,
     EHLO: SITE,
@@ -131,15 +136,19 @@ class Verdict(Value):
     ``scope``    whom the failure concerns: LOCAL this machine (does not advance back-off), SITE the server, so
                  every message for it; MESSAGE; RECIPIENT
     ``reports``  the server offers DSN: of a success it tells the sender itself (RFC 3461 section 5.2.1)
+    ``cause``    LOGIN, TOKEN or SETTINGS where only the administrator can mend it, see ``delivery.notice``; else ""
     """
 
-    __slots__ = ("outcome", "reports", "scope", "then")
+    __slots__ = ("cause", "outcome", "reports", "scope", "then")
 
-    def __init__(self, outcome: Outcome, then: str, scope: str, reports: bool = False) -> None:
+    def __init__(
+        self, outcome: Outcome, then: str, scope: str, reports: bool = False, cause: str = ""
+    ) -> None:
         self.outcome = outcome
         self.then = then
         self.scope = scope
         self.reports = reports
+        self.cause = cause
 
     def after(self, earlier: Verdict | None) -> Verdict:
         """The one of the two that stands for the attempt: this, the later one.
@@ -148,7 +157,9 @@ class Verdict(Value):
         on the IPv4 address is what the sender has to know, and what counts.
         """
         if earlier is not None and self.scope == LOCAL and earlier.scope != LOCAL:
-            return Verdict(earlier.outcome, self.then, earlier.scope, earlier.reports)
+            return Verdict(
+                earlier.outcome, self.then, earlier.scope, earlier.reports, earlier.cause
+            )
         return self
 
 
@@ -221,6 +232,7 @@ def judge(
         then,
         scope,
         reports,
+        _cause(result),
     )
 
 
@@ -258,6 +270,13 @@ def _judge_error(error: MinisendError) -> tuple[str, str, str]:
         return DELAYED, NEXT, LOCAL
     # What ends every session at this point may be the message itself: it must not hold up the others.
     return DELAYED, NEXT, MESSAGE if phase == DATA else SITE
+
+
+def _cause(error: MinisendError) -> str:
+    # EX_CONFIG: an OAuth2 service that is merely not reached has EX_TEMPFAIL, and its errors are of class 4.
+    if not isinstance(error, ConfigError) or error.exit_code != ConfigError.exit_code:
+        return ""
+    return TOKEN if error.status.startswith("4") else SETTINGS
 
 
 def _judge_answer(
@@ -306,6 +325,7 @@ def _judge_answer(
         then,
         scope,
         reports,
+        LOGIN if phase == AUTH and then == STOP else "",
     )
 
 

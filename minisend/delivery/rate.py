@@ -80,7 +80,6 @@ class Rate:
 
     def put_off(self, now: float) -> Down:
         """Why a message waits, and until when: those that wait are spread over the times at which one may go."""
-        why = f"the rate of {self._table} is used up: {self._count}/{_UNITS[self._seconds]}"
         with self._lock:
             while self._promised and self._promised[0] <= now:
                 self._promised.popleft()
@@ -90,22 +89,27 @@ class Rate:
                 if self._promised:
                     until = max(until, self._promised[-1])
             except OSError as exc:
-                until = now + _PAUSE
-                why += f": {self._path}: {exc.strerror}"
-            else:
-                self._promised.append(until)
-            return Down(
-                since=now,
-                failures=0,
-                counted=(),
-                until=ceil(until),
-                status="4.4.5",  # RFC 3463: mail system congestion
-                reason=why,
-                remote_mta="",
-                diagnostic="",
-                command="",
-                at=now,
-            )
+                return self._down(now, now + _PAUSE, f": {self._path}: {exc.strerror}")
+            self._promised.append(until)
+            return self._down(now, until)
+
+    def why(self, now: float) -> Down:
+        """Why a message waits that was put off; until when is in its name.  Opens nothing."""
+        return self._down(now, now)
+
+    def _down(self, now: float, until: float, more: str = "") -> Down:
+        return Down(
+            since=now,
+            failures=0,
+            counted=(),
+            until=ceil(until),
+            status="4.4.5",  # RFC 3463: mail system congestion
+            reason=f"the rate of {self._table} is used up: {self._count}/{_UNITS[self._seconds]}{more}",
+            remote_mta="",
+            diagnostic="",
+            command="",
+            at=now,
+        )
 
     def _ring(self) -> _Ring:
         """The file, locked.  Raises OSError, as all that is done with it."""

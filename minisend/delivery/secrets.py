@@ -87,7 +87,7 @@ def credentials(
         # Arguments may be secrets themselves: only the program is named.
         what = f"{table} password_command: {smarthost.password_command[0]}"
         octets = _output(what, smarthost.password_command).partition(b"\n")[0] + b"\n"
-    secret = _password(what, octets)
+    secret = one_line(what, octets)
     if smarthost.auth in ("xoauth2", "oauthbearer"):
         if not all(0x21 <= octet <= 0x7E for octet in secret):
             raise ConfigError(
@@ -212,8 +212,11 @@ def _until_end(process: subprocess.Popen[bytes], deadline: float) -> bytes:
     return octets
 
 
-def _password(what: str, octets: bytes) -> bytes:
-    """Without its one line end; CRLF comes from files that were edited elsewhere."""
+def one_line(what: str, octets: bytes) -> bytes:
+    """What ``read_secret`` gave, without its one line end; CRLF comes from files that were edited elsewhere.
+
+    Raises ``ConfigError`` when it is empty, or more than one line.
+    """
     octets = octets.removesuffix(b"\n").removesuffix(b"\r")
     if not octets:
         raise ConfigError(f"{what}: empty: expected the password")

@@ -35,9 +35,17 @@ _LOOK_AHEAD = 300.0
 _TICK = 0.5
 
 
-def serve(config: Config, *, log: Log, stop: Stop, exit_idle: float | None = None) -> Summary:
+def serve(
+    config: Config,
+    *,
+    log: Log,
+    stop: Stop,
+    exit_idle: float | None = None,
+    ingest: bool = True,
+) -> Summary:
     """Serve the queue.
 
+    ``ingest``     bring in what is in the drop, too
     ``exit_idle``  end after so many seconds without anything to do; None: only when asked to
     Raises SpoolError when the queue cannot be read or its changes not be made durable.
     """
@@ -48,7 +56,7 @@ def serve(config: Config, *, log: Log, stop: Stop, exit_idle: float | None = Non
         os.close(make_queue(path, create=True))
         with open_queue(config, summary, log) as queue:
             log.info(line("-", event="serving", spool=path))
-            while _Service(config, queue, log, summary, stop).work(exit_idle):
+            while _Service(config, queue, log, summary, stop, ingest).work(exit_idle):
                 pass
             queue.sync()
             log.info(line("-", event="stopped" if stop.asked else "idle", spool=path))
@@ -61,13 +69,19 @@ class _Service:
     """One time from opening the FIFO to closing it."""
 
     def __init__(
-        self, config: Config, queue: Queue, log: Log, summary: Summary, stop: Stop
+        self,
+        config: Config,
+        queue: Queue,
+        log: Log,
+        summary: Summary,
+        stop: Stop,
+        ingest: bool,
     ) -> None:
         self._config = config
         self._queue = queue
         self._stop = stop
         self._trigger = Trigger(config.spool.path)
-        self._pickup = Pickup(config, log)
+        self._pickup = Pickup(config, log, ingest=ingest)
         run = new_run(config, queue, summary, log)
         self._destinations = run.destinations
         self._lanes = Lanes(run, ready=self._trigger.wake)

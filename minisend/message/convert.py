@@ -356,7 +356,10 @@ class _QuotedPrintable(_Plain):
 
 
 class _QuotedAgain(_QuotedPrintable):
-    """Lines of quoted-printable that are none, as they have 8-bit octets or are too long: decoded leniently and encoded."""
+    """Lines of quoted-printable that are none, as they have 8-bit octets or are too long: decoded leniently and encoded.
+
+    A "=" with another behind it is no code: both are text, as RFC 2045 section 6.7 would have it.
+    """
 
     def __init__(self, walker: Walker) -> None:
         super().__init__(walker)
@@ -376,7 +379,8 @@ class _QuotedAgain(_QuotedPrintable):
 
     def _again(self, text: bytes, *, goes_on: bool) -> bytes:
         """``goes_on``: no line end follows yet."""
-        text, self._escape = self._escape + text, b""
+        # In place of binascii, which takes two for one.
+        text, self._escape = (self._escape + text).replace(b"==", b"=3D=3D"), b""
         if goes_on:
             at = text.find(b"=", max(len(text) - 2, 0))
             if at >= 0:

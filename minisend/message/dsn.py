@@ -7,7 +7,9 @@
 
     returned          when
     the header        the report tells of no failure (RFC 3461 section 4.3), or RET=HDRS, or the message was refused
-                      for its size, as the report would be with it; or without RET beyond RETURN_LIMIT
+                      for its size, as the report would be with it; or without RET beyond RETURN_LIMIT; or the message
+                      is one that ``convert`` must not touch and a server may have to, such as a signed one with 8-bit
+                      text: the report would be refused where the message was
     all of it         RET=FULL, or without RET up to RETURN_LIMIT
 
 Nothing that a server said or a message holds can add a field or a part: text is made one line and folded, and the
@@ -129,9 +131,10 @@ class Original:
     ``body``       gives all octets after it anew at each call, LF line ends, no CR or NUL
     ``size``       octets of the message, as near as is known
     ``eight_bit``  it has octets above 127, in the header or after it
+    ``long_line``  it has lines of more than 998 octets; None when nobody has looked
     """
 
-    __slots__ = ("body", "eight_bit", "envelope", "facts", "header", "size")
+    __slots__ = ("body", "eight_bit", "envelope", "facts", "header", "long_line", "size")
 
     def __init__(
         self,
@@ -142,6 +145,7 @@ class Original:
         *,
         size: int,
         eight_bit: bool,
+        long_line: bool | None = False,
     ) -> None:
         self.envelope = envelope
         self.facts = facts
@@ -149,6 +153,24 @@ class Original:
         self.body = body
         self.size = size
         self.eight_bit = eight_bit
+        self.long_line = long_line
+
+    def octets(self) -> "Iterator[bytes]":
+        """Header and body."""
+        yield self.header
+        yield from self.body()
+
+    def is_sealed(self) -> bool:
+        """Whether a server may need it in another form, and it has none; if it may, all of it is read."""
+        if not self.eight_bit and self.long_line is False:
+            return False
+        from minisend.message import convert
+
+        try:
+            convert.plan(self.octets, convert.SEVEN_BIT)
+        except convert.CannotConvert:
+            return True
+        return False
 
 
 def build(
@@ -211,7 +233,7 @@ def _returns_all(event: str, outcomes: "list[Outcome]", original: Original) -> b
     ret = original.envelope.ret.upper()
     if event != FAILURE or ret == "HDRS" or any(_detail(o) in _TOO_BIG for o in outcomes):
         return False
-    return ret == "FULL" or original.size <= RETURN_LIMIT
+    return (ret == "FULL" or original.size <= RETURN_LIMIT) and not original.is_sealed()
 
 
 def _boundary(queue_id: str, header: bytes, body: "Iterable[bytes]") -> bytes:

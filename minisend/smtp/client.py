@@ -7,7 +7,7 @@
 
 Each reply is paired with its command through a queue, so pipelined recipients keep theirs.  Two positions move
 through the same states, as in Postfix: ``sent`` runs ahead and takes for granted that every command succeeds; it says
-what may be written.  ``answered`` follows the replies; it says where the session is.  When nothing is outstanding
+what may be written.  ``state`` follows the replies; it says where the session is.  When nothing is outstanding
 they are one again.  Only ``TRANSITIONS`` moves them, except that ``tls_established`` begins the session anew and
 a 421 reply, a broken reply or an early refusal of the message ends it.
 
@@ -139,6 +139,9 @@ TRANSITIONS = {
 
 #: Octets that are kept of a reply to RCPT: there are thousands of them at a time, all kept until the message is answered.
 _RCPT_REPLY = 4 * 1024
+
+#: A shorter password is not looked for in replies: it would be found in words that have nothing to do with it.
+_LEAST_HIDDEN = 4
 
 #: Pieces of a message smaller than this are joined, so that a small message is one write.
 _PIECE = 64 * 1024
@@ -294,7 +297,8 @@ class Connection:
         self.extensions = Extensions()
         self._trace = trace
         self._sent = State.START
-        self._answered = State.START
+        #: The state after the last reply, a word of ``State``.  Only this class changes it.
+        self.state = State.START
         # The greeting is a reply that the server owes without a command.
         self._outstanding: deque[tuple[str, bytes]] = deque([(GREETING, b"")])
         self._parser = ReplyParser()
@@ -306,13 +310,10 @@ class Connection:
         # with LMTP, those who have not had their reply to the message
         self._accepted: deque[bytes] = deque()
         self._secrets: list[bytes] = []  # the responses of the last AUTH as they were sent
+        self._hidden: list[bytes] = []  # what they were made of
+        self._shows_challenges = True
 
     # Where the session is
-
-    @property
-    def state(self) -> str:
-        """The state after the last reply."""
-        return self._answered
 
     @property
     def awaited(self) -> str:
@@ -357,16 +358,18 @@ class Connection:
 
     def tls_established(self) -> None:
         """The handshake is done: what was learnt before it is void (RFC 3207 section 4.2)."""
-        if self._answered is not State.TLS:
-            raise LocalProtocolError(f"TLS established in state {self._answered}")
+        if self.state is not State.TLS:
+            raise LocalProtocolError(f"TLS established in state {self.state}")
         self._refuse_injected()
         self.extensions = Extensions()
-        self._sent = self._answered = State.GREETED
+        self._sent = self.state = State.GREETED
 
     def auth(self, mechanism: str, initial: bytes | None = None) -> None:
         """Begin AUTH; ``initial`` is the initial response, not yet base64, None to be asked for it."""
         name = mechanism.encode("ascii")
         self._secrets.clear()
+        # SCRAM's, with the server's proof, are enough to try passwords against at leisure.
+        self._shows_challenges = not name.startswith(b"SCRAM-")
         if initial is None:
             self._command(AUTH, b"AUTH " + name, name)
         else:
@@ -384,6 +387,10 @@ class Connection:
             self._command(AUTH, b"*")
         else:
             self._command(AUTH, self._secret(response), shown=b"***")
+
+    def hide(self, *secrets: bytes) -> None:
+        """Passwords and tokens: what a reply to AUTH says is known, shown and kept without them."""
+        self._hidden = [secret for secret in secrets if len(secret) >= _LEAST_HIDDEN]
 
     def mail(self, sender: bytes, parameters: "Iterable[bytes]" = ()) -> None:
         """``sender``: reverse-path without brackets, ``b""`` the null one; ``parameters``: such as ``b"SIZE=1000"``."""
@@ -404,8 +411,8 @@ class Connection:
         when the last piece was written: a 2yz before is an error, another reply before is its answer
         and closes the session, as the server no longer reads what we say as a message or as commands.
         """
-        if self._answered is not State.DATA or self._message_sent:
-            raise LocalProtocolError(f"message in state {self._answered}")
+        if self.state is not State.DATA or self._message_sent:
+            raise LocalProtocolError(f"message in state {self.state}")
         return self._pieces(content)
 
     def chunk(self, octets: bytes, *, last: bool) -> None:
@@ -443,17 +450,20 @@ class Connection:
         """
         if self._error is not None:
             raise self._error
-        if self._answered is State.CLOSED:
+        if self.state is State.CLOSED:
             return None
-        if self._answered is State.TLS:
+        if self.state is State.TLS:
             self._refuse_injected()
             return None
         try:
             reply = self._parser.next_reply()
         except RemoteProtocolError as error:
+            if self._outstanding and self._outstanding[0][0] == AUTH:
+                # Without what is quoted of the line: it may be an echo of ours.
+                error = RemoteProtocolError(str(error).partition(":")[0])
             self._error = error
             self._close()
-            raise
+            raise error from None
         if reply is None:
             return None
         if not self._outstanding:
@@ -468,8 +478,9 @@ class Connection:
         elif command == RCPT and (len(reply.lines) > 1 or len(reply.lines[0]) > _RCPT_REPLY):
             reply = reply.shortened(_RCPT_REPLY)
         if self._trace is not None:
+            hides = command == AUTH and reply.code == 334 and not self._shows_challenges
             for line in reply.lines:
-                self._trace(f"S: {reply.code} {printable(line)}")
+                self._trace(f"S: {reply.code} {'***' if hides else printable(line)}")
         self._move(command, reply)
         if self._lmtp:
             if command == RCPT and reply.ok:
@@ -530,7 +541,7 @@ class Connection:
             return
         after = replies[digit]
         if after is not None:
-            self._answered = after
+            self.state = after
         if command == DATA and digit == 3:
             if self._lmtp and not self._accepted:
                 # RFC 2033 section 4.2: it must refuse.  A reply to the message would never come.
@@ -541,7 +552,7 @@ class Connection:
         elif digit == 2 and command in (EHLO, HELO, LHLO):
             self.extensions = Extensions() if command == HELO else Extensions.parse(reply)
         if not self._outstanding:
-            self._sent = self._answered
+            self._sent = self.state
 
     def _pieces(self, content: "Iterable[bytes]") -> "Iterator[bytes]":
         held: list[bytes] = []
@@ -570,9 +581,14 @@ class Connection:
             return reply
         import re
 
+        # Of letters alone only the whole word: "***word" would say what it is.
+        words = [
+            rb"\b%b\b" % secret if secret.isalpha() else re.escape(secret)
+            for secret in self._hidden
+        ]
         # An echo may be cut short, so its beginning is looked for.
         begins = b"|".join(re.escape(secret[:8]) for secret in self._secrets)
-        echo = re.compile(b"(?:" + begins + rb")[A-Za-z0-9+/=]*")
+        echo = re.compile(b"|".join([*words, b"(?:" + begins + rb")[A-Za-z0-9+/=]*"]))
         return Reply(reply.code, tuple(echo.sub(b"***", line) for line in reply.lines))
 
     def _secret(self, response: bytes) -> bytes:
@@ -593,5 +609,5 @@ class Connection:
         return self._error
 
     def _close(self) -> None:
-        self._sent = self._answered = State.CLOSED
+        self._sent = self.state = State.CLOSED
         self._outstanding.clear()

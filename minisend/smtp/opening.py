@@ -116,7 +116,7 @@ class Opening(Dialogue):
 
     def _ask_for_tls(self) -> None:
         required = self._tls == "starttls"
-        if not self.extensions.starttls:
+        if not self._connection.extensions.starttls:
             if required:
                 raise self._without_tls("does not offer STARTTLS")
             return
@@ -156,8 +156,9 @@ class Opening(Dialogue):
     def _authenticate(self, credentials: auth.Credentials) -> None:
         from minisend.smtp import auth
 
+        self._connection.hide(credentials.password, credentials.token)
         choices = auth.choose(
-            self.extensions.auth,
+            self._connection.extensions.auth,
             self._mechanism,
             credentials,
             encrypted=self._stream.encrypted,

@@ -96,7 +96,7 @@ class Session(Opening):
         """
         if not self.usable:
             raise LocalProtocolError("session cannot take another message")
-        offered = self.extensions
+        offered = self._connection.extensions
         pipelining = offered.pipelining and self._pipelining
         self._heard = False
         self._ahead = pipelining
@@ -253,7 +253,7 @@ class Session(Opening):
         if transaction is None:
             return None
         flight = Flight(transaction)
-        flight.prepare(self.extensions)
+        flight.prepare(self._connection.extensions)
         return flight
 
     def _reset_if_needed(self) -> None:

@@ -44,11 +44,13 @@ class Listener:
         except OSError:
             pass
 
-    def close(self) -> None:
-        """Take no more; one that was made here has no name any more."""
+    def close(self, take: Callable[[socket.socket], None]) -> None:
+        """Take no more; one that was made here has no name any more, and who had connected by then goes to ``take``."""
         if not self.passed:
             try:
                 os.unlink(self._path)
+                while connection := self._accept():
+                    take(connection)
             except OSError:
                 pass  # its directory may be one that we may not write to any more
         self._socket.close()
@@ -76,14 +78,16 @@ class Listener:
                 tick()
                 next_tick = time.monotonic() + TICK
             wait = next_tick - now
+            left = wait + 1
             if exit_idle is not None:
                 if busy():
                     idle_since = now
                 left = idle_since + exit_idle - now
-                if left <= 0:
-                    break
                 wait = min(wait, left)
             if not poll.poll(max(0.0, wait) * 1000 + 1):
+                # Only now: whoever came while something else took its time was not seen yet.
+                if left <= 0:
+                    break
                 continue
             try:
                 while connection := self._accept():

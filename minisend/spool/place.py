@@ -25,6 +25,8 @@ LEAVES = ("tmp", "new")
 LEAF_MODE = 0o3733
 PARENT_MODE = 0o755
 _STICKY = 0o1000
+# The kernel's number for whoever has none in a user namespace: /proc/sys/kernel/overflowuid.
+_NOBODY = 65534
 
 
 def is_own(spool: str) -> bool:
@@ -34,13 +36,17 @@ def is_own(spool: str) -> bool:
     """
     if not spool:
         return False
+    euid = posix.geteuid()
     for path in (f"{spool}/queue", spool):
         try:
-            return posix.stat(path).st_uid == posix.geteuid()
+            if posix.stat(path).st_uid != euid:
+                return False
         except FileNotFoundError:
             continue
         except OSError:
             return False
+        # In a user namespace this may be anybody's, and so may we.
+        return euid != _NOBODY or posix.access(path, posix.W_OK | posix.X_OK, effective_ids=True)
     return True
 
 
@@ -50,6 +56,17 @@ def is_own_drop(drop: str) -> bool:
         return posix.stat(f"{drop}/new", follow_symlinks=False).st_uid == posix.geteuid()
     except OSError:
         return False
+
+
+def is_absent(spool: str) -> bool:
+    """Whether there is no such directory, as far as can be seen."""
+    try:
+        posix.stat(spool)
+    except FileNotFoundError:
+        return True
+    except OSError:
+        pass
+    return False
 
 
 def open_queue(spool: str, *, create: bool) -> int:

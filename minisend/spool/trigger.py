@@ -23,10 +23,7 @@ _FIFO = 0o010000
 def poke(spool: str, octet: bytes) -> bool:
     """Write ``octet`` to the FIFO of this spool.  True when somebody has it open and will read it."""
     try:
-        fd = posix.open(
-            f"{state(spool)}/trigger",
-            posix.O_WRONLY | posix.O_NONBLOCK | posix.O_CLOEXEC | posix.O_NOFOLLOW,
-        )
+        fd = _open(spool)
     except OSError:
         return False  # ENXIO: nobody reads; ENOENT: nobody ever did
     try:
@@ -37,6 +34,23 @@ def poke(spool: str, octet: bytes) -> bool:
         return False
     finally:
         disk.close(fd)
+
+
+def is_served(spool: str) -> bool:
+    """Whether somebody has the FIFO open to read; writes nothing."""
+    try:
+        fd = _open(spool)
+    except OSError:
+        return False
+    disk.close(fd)
+    return True
+
+
+def _open(spool: str) -> int:
+    return posix.open(
+        f"{state(spool)}/trigger",
+        posix.O_WRONLY | posix.O_NONBLOCK | posix.O_CLOEXEC | posix.O_NOFOLLOW,
+    )
 
 
 class Trigger:

@@ -1,8 +1,8 @@
 """Where a submission goes, and the start of its delivery.
 
     in this order        when                                              the message is durable by
-    the caller's queue   the spool in force is the caller's own, or is     fsync of file and directory
-                         to be made
+    the caller's queue   the spool in force is the caller's own, or there  fsync of file and directory
+                         is none and the caller can make it
     the socket           a service listens, and greets                     the same, by the service
     the drop             nobody does, or its answer was lost               rename and fsync of the file
 
@@ -22,7 +22,7 @@ from minisend.envelope import Envelope
 from minisend.errors import SpoolError
 from minisend.spool import disk
 from minisend.spool.enqueue import Floor, enqueue
-from minisend.spool.place import is_own, open_queue
+from minisend.spool.place import is_absent, is_own, open_queue
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -68,15 +68,15 @@ def hand_over(
     ``later``  the delivery is not to be begun at once
     Raises SpoolError, MessageTooBig, ReadError, or the refusal of the service; then nothing was kept.
     """
-    if is_own(facts.spool_path) or not (facts.socket or facts.drop):
+    stopped: list[str] = []
+    queue = _own_queue(facts, stopped)
+    if queue >= 0:
         floor = Floor(f"{facts.spool_path}/queue", facts.min_free, facts.min_free_inodes)
-        queue = open_queue(facts.spool_path, create=True)
         try:
             enqueue(queue, envelope, message, facts.max_message_size, floor, size)
         finally:
             disk.close(queue)
         return True
-    stopped = []
     pieces = iter(message)
     first, whole = _first_octets(pieces)
     if facts.socket:
@@ -113,6 +113,21 @@ def hand_over(
         except SpoolError as exc:
             stopped.append(_drop_stopped(facts.drop, exc))
     raise SpoolError("; ".join(stopped))
+
+
+def _own_queue(facts: SubmissionFacts, stopped: "list[str]") -> int:
+    """A descriptor of the caller's own queue; -1 where it has none, with the reason if it could not be made."""
+    others = facts.socket or facts.drop
+    if others and not is_own(facts.spool_path):
+        return -1
+    try:
+        return open_queue(facts.spool_path, create=True)
+    except SpoolError as exc:
+        # Where the system's spool is hidden, its socket may have been let through.
+        if not (others and is_absent(facts.spool_path)):
+            raise
+        stopped.append(str(exc))
+    return -1
 
 
 def _first_octets(pieces: "Iterator[bytes]") -> "tuple[list[bytes], bool]":

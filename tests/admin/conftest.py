@@ -1,10 +1,13 @@
 """A queue made by hand, at fixed times, and what a command writes about it."""
 
+import os
+import subprocess
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from admin.system import ROOT, System
 
 from minisend.envelope import DELAYED, FAILED, RELAYED, Envelope, Outcome, Recipient
 from minisend.spool.enqueue import enqueue
@@ -125,3 +128,20 @@ def four(crafted: Crafted, refused: Callable[[int], Outcome]) -> Crafted:
         state="failed",
     )
     return crafted
+
+
+@pytest.fixture(scope="session")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """minisend as packaging/install leaves it below this directory."""
+    tree = tmp_path_factory.mktemp("installed")
+    subprocess.run(
+        ["sh", ROOT / "packaging" / "install"],
+        env={"PATH": os.environ["PATH"], "DESTDIR": str(tree)},
+        check=True,
+    )
+    return tree
+
+
+@pytest.fixture
+def system(tmp_path: Path, installed: Path) -> System:
+    return System(tmp_path / "system", installed)

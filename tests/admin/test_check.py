@@ -57,6 +57,13 @@ def test_nothing_yet(crafted, check):
     assert not crafted.path.exists()
 
 
+def test_made_and_never_used(crafted, check):
+    """As setup and tmpfiles.d leave it: the states are made by the first submission."""
+    (crafted.path / "queue").mkdir(0o700, parents=True)
+    assert check() == (0, "ok: 0 messages waiting, 50G free")
+    assert list((crafted.path / "queue").iterdir()) == []
+
+
 def test_all_is_well(crafted, check, refused):
     for digit in (1, 2, 3):
         crafted.add(full(digit))

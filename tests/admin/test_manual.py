@@ -86,14 +86,33 @@ def test_exit_status_of_minisend_is_what_its_commands_return():
     assert set(exit_codes("minisend.1")) == codes | {69}
 
 
-def test_every_key_of_the_objects_is_described(four, capsys):
+def test_every_key_of_the_objects_is_described(four, capfd):
     text = (MANUALS / "minisend.1").read_text()
     assert main(["show", "--json", "0000000000000002"], str(four.config)) == 0
     assert main(["check", "--json"], str(four.config)) == 1
-    for line in capsys.readouterr().out.splitlines():
+    for line in capfd.readouterr().out.splitlines():
         told = json.loads(line)
         keys = set(told) | set(told.get("envelope") or ())
         assert {key for key in keys if not re.search(rf"\b{key}\b", text)} == set()
+
+
+def test_every_key_of_what_doctor_writes_is_described(crafted, capfd):
+    text = (MANUALS / "minisend.1").read_text()
+    main(["doctor", "--json"], str(crafted.config))
+    told = json.loads(capfd.readouterr().out)
+    keys = set(told) | set(told["checks"][0])
+    assert {key for key in keys if not re.search(rf"\b{key}\b", text)} == set()
+
+
+def test_the_directories_of_the_system_are_described():
+    from minisend.spool.layout import DIRECTORIES
+
+    text = (MANUALS / "minisend.1").read_text()
+    section = text.split(".Sh FILES\n")[1].split("\n.Sh ")[0]
+    assert re.findall(r"^\.It Pa (.*)$", section, re.M) == [
+        f"{row.path} Ta {row.owner}:{row.group} Ta {row.mode:04o} Ta {row.about}"
+        for row in DIRECTORIES
+    ]
 
 
 @pytest.mark.parametrize("page", OURS)

@@ -7,7 +7,6 @@ alone, and the smarthost of its minisend is a sink of the test's.
 ``.ci/run`` unpacks the programs into a tree in the cache of ``peers.unpacked``.
 """
 
-import ctypes
 import os
 import quopri
 import shutil
@@ -15,21 +14,18 @@ import signal
 import socket
 import subprocess
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Self, TypeVar
+from typing import Self
 
+from peers.namespace import in_network
 from peers.process import wait_for
 from peers.unpacked import unavailable, unpacked
 
 from minisend.admin.sink import Received, Sink
 
 ROOT = Path(__file__).resolve().parents[2]
-
-T = TypeVar("T")
-
-_CLONE_NEWNET = 0x40000000  # sched.h
 
 # A uid that this machine will not have given to anybody.
 _UIDS = {"root": 0, "alice": 54321, "logcheck": 54322}
@@ -118,7 +114,7 @@ class Machine:
         # Always read: who writes to a full socket waits.
         self._reader = threading.Thread(target=self._read_log, name="log", daemon=True)
         self._reader.start()
-        self.sink = self._in_its_network(lambda: Sink(b"sink.test"))
+        self.sink = in_network(self._pid, lambda: Sink(b"sink.test"))
         self.sink.__enter__()
         self._make_accounts()
         self._settle()
@@ -138,25 +134,6 @@ class Machine:
         finally:
             self._process.kill()
             self._process.wait()
-
-    def _in_its_network(self, make: Callable[[], T]) -> T:
-        """What ``make`` returns when it is called in the machine's network: a socket stays in the one it was made in."""
-        made: list[T] = []
-
-        def run() -> None:
-            network = os.open(f"/proc/{self._pid}/ns/net", os.O_RDONLY)
-            try:
-                # For this thread alone (setns(2)).
-                if ctypes.CDLL(None, use_errno=True).setns(network, _CLONE_NEWNET) != 0:
-                    raise OSError(ctypes.get_errno(), "setns")
-                made.append(make())
-            finally:
-                os.close(network)
-
-        thread = threading.Thread(target=run)
-        thread.start()
-        thread.join()
-        return made[0]
 
     def _make_accounts(self) -> None:
         for user, name in _NAMES.items():

@@ -1,7 +1,8 @@
 """A real OAuth2 service on 127.0.0.1: Authlib's authorization server behind HTTPS, with a CA of its own.
 
 Grants: refresh token (rotating), authorization code with PKCE required, device code, client credentials, JWT bearer.
-What it accepts is Authlib's judgement, not ours; kept in memory; ``requests`` has each form it got.
+What it accepts is Authlib's judgement, not ours, and ``test_authorization_server`` has what it refuses; kept in memory;
+``requests`` has each form it got.  A code and a device code are good for one exchange.
 """
 
 import http.server
@@ -20,6 +21,7 @@ import trustme
 from authlib.oauth2.rfc6749 import (
     AuthorizationServer,
     ClientMixin,
+    OAuth2Error,
     OAuth2Request,
     grants,
 )
@@ -154,6 +156,12 @@ class _DeviceCode(DeviceCodeGrant):
     def query_user_grant(self, user_code):
         return self.server.decisions.get(user_code)
 
+    def create_token_response(self):
+        response = super().create_token_response()
+        # RFC 8628 leaves it open; those that are in use take one once.
+        self.request.credential["expires_at"] = 0
+        return response
+
     def should_slow_down(self, credential):
         return self.server.polls_too_fast.pop(0) if self.server.polls_too_fast else False
 
@@ -270,7 +278,10 @@ class Service(AuthorizationServer):
         if (method, place) == ("GET", "/authorize"):
             # The user says yes at once, unless the client asks for somebody else.
             user = None if fields.get("login_hint") == "denied" else USER
-            grant = self.get_consent_grant(request, user)
+            try:
+                grant = self.get_consent_grant(request, user)
+            except OAuth2Error as error:
+                return self.handle_error_response(request, error)
             return self.create_authorization_response(request, user, grant)
         return 404, {}, []
 

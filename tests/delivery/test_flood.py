@@ -7,7 +7,6 @@ import sys
 import pytest
 
 from minisend.config import Config, Limits, Spool
-from minisend.delivery import flood
 from minisend.delivery.flood import (
     FILE_LIMIT,
     WINDOW,
@@ -421,7 +420,7 @@ def test_a_crash_after_the_notice_does_not_tell_twice(queue, tmp_path, monkeypat
             patched.setattr("minisend.spool.store.Entry.note_reported", crash)
         else:
             # Under the notice's own name, in tmp: as a crash inside of enqueue leaves it.
-            patched.setattr(flood, "enqueue", crash)
+            patched.setattr("minisend.delivery.notice.enqueue", crash)
             with open(tmp_path / "queue" / "tmp" / NOTICE, "wb"):
                 pass
         with pytest.raises(OSError, match="planted"):

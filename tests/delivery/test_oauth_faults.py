@@ -310,6 +310,49 @@ def test_refusal(
         assert said == f"[smarthost] oauth2: {server.name}: {why}".replace("{url}", server.url)
 
 
+@pytest.mark.parametrize(
+    "form", ["1//rt-old/x+y=", "1%2F%2Frt-old%2Fx%2By%3D", "1//rt-old/x%2By%3D"]
+)
+def test_a_token_that_is_repeated_as_it_was_sent(path: Path, form: str) -> None:
+    """Google's refresh tokens have slashes: in a form they are not what they were."""
+    content = {
+        "error": "invalid_request",
+        "error_description": f"bad form: a=b&refresh_token={form}&c",
+    }
+    with Script([answer(400, content)]) as server:
+        host = smarthost(server.url, path)
+        keep(host, Tokens("at-old", "1//rt-old/x+y=", 0, 0))
+        assert failure(lambda: access_token(host, {}, EUID), Rejected) == (
+            f"[smarthost] oauth2: {server.name}: invalid_request: bad form: a=b&refresh_token=***&c"
+        )
+
+
+@pytest.mark.parametrize(
+    ("octets", "why"),
+    [
+        (b"", "empty: expected the password"),
+        (b"\n", "empty: expected the password"),
+        (b"one\ntwo\n", "holds a NUL or more than one line: expected the password alone"),
+    ],
+)
+def test_a_client_secret_that_is_none(path: Path, tmp_path: Path, octets: bytes, why: str) -> None:
+    """The service is not asked with an empty one, which some take for a public client."""
+    secret = tmp_path / "secret"
+    secret.write_bytes(octets)
+    secret.chmod(0o600)
+    with Script([]) as server:
+        host = smarthost(
+            server.url,
+            path,
+            oauth2_grant="client_credentials",
+            oauth2_client_secret_file=str(secret),
+        )
+        assert failure(lambda: access_token(host, {}, EUID), ConfigError) == (
+            f"[smarthost] oauth2_client_secret_file: {secret}: {why}"
+        )
+    assert server.requests == []
+
+
 def test_a_slow_server_meets_one_deadline(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Octet by octet, each in time for a timeout by octet."""
     monkeypatch.setattr(endpoint, "DEADLINE", 0.3)
@@ -765,6 +808,7 @@ def device_login(answers: Sequence[bytes]) -> tuple[Tokens | str, list[float], i
                 Client(host, "", {}, EUID),
                 shown.append,
                 clock=lambda: sum(waits),
+                timer=lambda: sum(waits),
                 wait=waits.append,
             )
         except OAuthError as error:

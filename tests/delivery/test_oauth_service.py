@@ -1,7 +1,9 @@
 """minisend.delivery.oauth with a real service: every grant and both logins, up to the token that a session gets."""
 
+import errno
 import json
 import os
+import socket
 import ssl
 import threading
 import traceback
@@ -321,7 +323,9 @@ class Person:
 
 
 def log_in(host: Smarthost, person: Person) -> Tokens:
-    return device.log_in(client(host), person.shown.append, clock=person.clock, wait=person.wait)
+    return device.log_in(
+        client(host), person.shown.append, clock=person.clock, timer=person.clock, wait=person.wait
+    )
 
 
 def test_device_flow(service: Service, token_file: Path) -> None:
@@ -351,6 +355,30 @@ def test_device_flow(service: Service, token_file: Path) -> None:
     ]
 
 
+@pytest.mark.parametrize("step", [86400.0, -86400.0], ids=["forward", "back"])
+def test_device_flow_while_the_clock_is_set(
+    service: Service, token_file: Path, step: float
+) -> None:
+    """Neither given up too early nor waited for too long; a token's life is by the clock as it is then."""
+    host = smarthost(service, token_file)
+    person = Person(service, after=2)
+    now = [100_000.0]
+
+    def wait(seconds: float) -> None:
+        person.wait(seconds)
+        now[0] += seconds + step
+
+    tokens = device.log_in(
+        client(host),
+        person.shown.append,
+        clock=lambda: now[0],
+        timer=person.clock,
+        wait=wait,
+    )
+    assert person.waits == [5.0, 5.0]
+    assert tokens.expires_at == 100_000 + 10 + 2 * step + 3600
+
+
 def test_device_flow_denied(service: Service, token_file: Path) -> None:
     host = smarthost(service, token_file)
     person = Person(service, after=1, allow=False)
@@ -366,7 +394,9 @@ def test_device_flow_expired_there(service: Service, token_file: Path) -> None:
             asked["expires_at"] = 0
 
     assert failure(
-        lambda: device.log_in(client(host), person.shown.append, clock=person.clock, wait=late)
+        lambda: device.log_in(
+            client(host), person.shown.append, clock=person.clock, timer=person.clock, wait=late
+        )
     ) == ("[smarthosts.work] oauth2: the code was not entered in time: run: minisend login work")
 
 
@@ -471,6 +501,72 @@ def test_browser_flow_heeds_only_its_own_answer(service: Service, token_file: Pa
     user.join()
     assert user.seen == [*[NOTHING] * len(strays), DONE]
     assert [tokens.access_token] == service.granted
+
+
+def listens(host: str, port: int) -> bool:
+    try:
+        socket.create_connection((host, port), 5).close()
+    except OSError:
+        return False
+    return True
+
+
+def has_ipv6() -> bool:
+    try:
+        socket.create_server(("::1", 0), family=socket.AF_INET6).close()
+    except OSError:
+        return False
+    return True
+
+
+@pytest.mark.parametrize(
+    ("host", "expected"), [("127.0.0.1", (True, False)), ("localhost", (True, has_ipv6()))]
+)
+def test_whatever_a_browser_takes_the_name_for_is_ours(
+    service: Service, token_file: Path, host: str, expected: tuple[bool, bool]
+) -> None:
+    """Else another user of this machine could be at [::1] and get the answer."""
+    found: list[tuple[bool, bool]] = []
+    asking = client(smarthost(service, token_file))
+    asking.redirect_host = host
+
+    def look(page: str) -> None:
+        redirect = dict(parse_qsl(urlsplit(page).query))["redirect_uri"]
+        port = urlsplit(redirect).port
+        assert port is not None and redirect == f"http://{host}:{port}"
+        found.append((listens("127.0.0.1", port), listens("::1", port)))
+
+    failure(lambda: browser.log_in(asking, look, deadline=0.01))
+    assert found == [expected]
+
+
+def test_a_port_that_is_taken_at_one_of_the_two_is_not_used(
+    service: Service, token_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asking = client(smarthost(service, token_file))
+    asking.redirect_host = "localhost"
+    taken: list[int] = []
+
+    def refuse_first(answers: object, port: int) -> browser._Listener:
+        taken.append(port)
+        if len(taken) == 1:
+            raise OSError(errno.EADDRINUSE, "Address already in use")
+        return real(answers, port)  # type: ignore[arg-type]
+
+    real = browser._Listener6
+    monkeypatch.setattr(browser, "_Listener6", refuse_first)
+    pages: list[str] = []
+    failure(lambda: browser.log_in(asking, pages.append, deadline=0.01))
+    redirect = dict(parse_qsl(urlsplit(pages[0]).query))["redirect_uri"]
+    assert (len(taken), redirect) == (2, f"http://localhost:{taken[1]}")
+    assert not listens("127.0.0.1", taken[0])
+
+    def refuse(answers: object, port: int) -> browser._Listener:
+        raise OSError(errno.EADDRNOTAVAIL, "no IPv6")
+
+    monkeypatch.setattr(browser, "_Listener6", refuse)
+    failure(lambda: browser.log_in(asking, pages.append, deadline=0.01))
+    assert len(pages) == 2
 
 
 def test_browser_flow_denied(service: Service, token_file: Path) -> None:

@@ -7,14 +7,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from minisend.delivery.mx import Unroutable
+from minisend.delivery.oauth.failure import Rejected, Unavailable
 from minisend.delivery.policy import (
     AGAIN,
     LOCAL,
+    LOGIN,
     MESSAGE,
     NEXT,
     RECIPIENT,
+    SETTINGS,
     SITE,
     STOP,
+    TOKEN,
     Verdict,
     expired,
     judge,
@@ -147,6 +151,7 @@ def test_replies(
         ),
         then,
         scope,
+        cause=LOGIN if (phase, then) == ("AUTH", STOP) else "",
     )
 
 
@@ -321,19 +326,25 @@ def test_larger_than_the_server_takes() -> None:
 
 
 @pytest.mark.parametrize(
-    ("error", "action", "status", "scope"),
+    ("error", "action", "status", "scope", "cause"),
     [
-        pytest.param(Unroutable("why", "5.1.2"), FAILED, "5.1.2", MESSAGE, id="no such domain"),
-        pytest.param(Unroutable("why", "5.4.6"), FAILED, "5.4.6", MESSAGE, id="loop"),
-        pytest.param(Unroutable("why", "4.4.3"), DELAYED, "4.4.3", SITE, id="DNS trouble"),
-        pytest.param(Unroutable("why", "4.4.4"), DELAYED, "4.4.4", SITE, id="smarthost unknown"),
-        pytest.param(Unroutable("why", "4.3.5"), DELAYED, "4.3.5", LOCAL, id="no dnspython"),
-        pytest.param(ConfigError("why"), DELAYED, "4.3.5", LOCAL, id="password file"),
+        pytest.param(Unroutable("why", "5.1.2"), FAILED, "5.1.2", MESSAGE, "", id="no such domain"),
+        pytest.param(Unroutable("why", "5.4.6"), FAILED, "5.4.6", MESSAGE, "", id="loop"),
+        pytest.param(Unroutable("why", "4.4.3"), DELAYED, "4.4.3", SITE, "", id="DNS trouble"),
+        pytest.param(
+            Unroutable("why", "4.4.4"), DELAYED, "4.4.4", SITE, "", id="smarthost unknown"
+        ),
+        pytest.param(Unroutable("why", "4.3.5"), DELAYED, "4.3.5", LOCAL, "", id="no dnspython"),
+        pytest.param(ConfigError("why"), DELAYED, "4.3.5", LOCAL, SETTINGS, id="password file"),
+        pytest.param(Rejected("why", "invalid_grant"), DELAYED, "4.7.8", LOCAL, TOKEN, id="OAuth2"),
+        pytest.param(Unavailable("why"), DELAYED, "4.7.0", LOCAL, "", id="OAuth2 for now"),
     ],
 )
-def test_before_any_server(error: MinisendError, action: str, status: str, scope: str) -> None:
+def test_before_any_server(
+    error: MinisendError, action: str, status: str, scope: str, cause: str
+) -> None:
     assert judge(1, error, at=5.0) == Verdict(
-        Outcome(1, action, status, "why", at=5.0), STOP, scope
+        Outcome(1, action, status, "why", at=5.0), STOP, scope, cause=cause
     )
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 from delivery.program import Program
 from delivery.scripted import ScriptedServer
+from delivery.spooled import read
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from peers.process import wait_for
@@ -257,10 +258,15 @@ def test_beyond_the_rate_a_message_waits_without_an_attempt(tmp_path: Path) -> N
         first, second, third = sorted(when for _, when in waiting(slow))
         assert before + 3600 <= first <= second <= after + 3600
         assert before + 7200 <= third <= after + 7200
-        # Nobody was asked, so there is nothing on record.
+        # Nobody was asked, so there is nothing on record; what shows the queue says why all the same.
+        why = "the rate of [smarthosts.slow] is used up: 2/h"
         assert [
-            (message["recipients"][0]["action"], message["attempts"]) for message in slow.queue()
-        ] == [("", 0)] * 3
+            (message["recipients"][0].get("delay_reason"), message["attempts"])
+            for message in slow.queue()
+        ] == [(why, 0)] * 3
+        listed = slow.run("mailq").stdout.decode()
+        assert listed.count(f"({why}; next attempt ") == 3
+        assert read(str(slow.spool), str(slow.queue()[0]["queue_id"])).outcomes == []
         # Another process knows of it.
         slow.make_due()
         slow.sendmail("g@x.test", "h@y.test", stdin=b"Subject: s\n\n")

@@ -810,7 +810,7 @@ def test_a_wrong_password_is_tried_once(tmp_path) -> None:
                 policy.STOP,
                 SITE,
                 said="refused user name or password, check both in [smarthost]",
-            )
+            ).but(cause=policy.LOGIN)
         ]
         assert sending.unreachable == verdicts[0]
     assert [session.verbs() for session in first.sessions] == [[b"EHLO", b"AUTH", b"QUIT"]]

@@ -3,6 +3,7 @@
 The server is a script that keeps what it got in the clear and what it got inside TLS apart, connection by connection.
 """
 
+import errno
 import socket
 import ssl
 import threading
@@ -100,7 +101,9 @@ class Server:
             except (ConnectionError, ssl.SSLError):
                 pass  # the client has gone, or the handshake has failed
             except BaseException as fault:
-                self._faults.append(fault)
+                # Gone before the handshake has begun.
+                if not isinstance(fault, OSError) or fault.errno != errno.ENOTCONN:
+                    self._faults.append(fault)
 
     def _serve(self, plain: socket.socket, connection: Connection) -> None:
         if not self._implicit:

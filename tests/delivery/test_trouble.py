@@ -130,7 +130,14 @@ def no_reply(phase: str) -> list[Case]:
     return [
         Case(phase, CLOSE, DELAYED, "4.4.2", LOST),
         Case(phase, SILENCE, DELAYED, "4.4.2", TIMED_OUT),
-        Case(phase, b"hello there", DELAYED, "4.5.0", "not an SMTP reply: 'hello there'"),
+        Case(
+            phase,
+            b"hello there",
+            DELAYED,
+            "4.5.0",
+            # It may be an echo of the password.
+            "not an SMTP reply" + ("" if phase == "AUTH" else ": 'hello there'"),
+        ),
     ]
 
 

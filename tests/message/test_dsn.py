@@ -110,6 +110,7 @@ def original(
     size: int | None = None,
     ret: str = "",
     envid: str = "",
+    long_line: bool | None = False,
 ) -> Original:
     envelope = Envelope(
         "ffeeddccbbaa9988",
@@ -127,6 +128,7 @@ def original(
         lambda: iter([body[:3], body[3:]]),
         size=len(header + body) if size is None else size,
         eight_bit=not (header + body).isascii(),
+        long_line=long_line,
     )
 
 
@@ -482,6 +484,46 @@ def test_what_is_returned(ret, size, event, status, kind):
     whole = kind == "message/rfc822"
     assert returned(message) == (kind, HEADER + BODY if whole else HEADER.removesuffix(b"\n"))
     assert f"The {'message' if whole else 'header of the message'} follows" in text(message)
+
+
+SIGNED = (
+    b'Content-Type: multipart/signed; boundary="s"\n\n--s\n\n%b\n--s\n'
+    b"Content-Type: application/pgp-signature\n\nxxxx\n--s--\n"
+)
+
+
+@pytest.mark.parametrize(
+    ("body", "long_line", "kind"),
+    [
+        ("grüße".encode(), False, "text/rfc822-headers"),
+        (b"x" * 999, True, "text/rfc822-headers"),
+        (b"x" * 999, None, "text/rfc822-headers"),
+        (b"hello", False, "message/rfc822"),
+        (b"hello", None, "message/rfc822"),
+    ],
+)
+@pytest.mark.parametrize("ret", ["", "FULL"])
+def test_what_could_not_go_everywhere_comes_back_as_its_header(ret, body, long_line, kind):
+    """A signed message that no server may re-encode: the report of its failure would fail as it did."""
+    header = HEADER.removesuffix(b"\n") + b"MIME-Version: 1.0\n"
+    top, _, rest = (SIGNED % body).partition(b"\n\n")
+    about = original(header=header + top + b"\n\n", body=rest, ret=ret, long_line=long_line)
+    message = parsed(FAILURE, about=about)
+    *_, last = message.iter_parts()
+    assert last.get_content_type() == kind
+    returned = "message" if kind == "message/rfc822" else "header of the message"
+    assert f"The {returned} follows at the end of this report." in text(message)
+    if kind != "message/rfc822":
+        assert octets(about=about).isascii()
+        assert last.get_content() == (header + top).decode() + "\n"
+
+
+def test_octets_above_127_outside_a_signature_come_back():
+    about = original(body="grüße\n".encode())
+    message = parsed(FAILURE, about=about)
+    *_, last = message.iter_parts()
+    assert last.get_content_type() == "message/rfc822"
+    assert "grüße\n".encode() in octets(about=about)
 
 
 @pytest.mark.parametrize("body", [b"", b"\n", b"no line end", b"a\n\n\n", b"--\n-- \n"])

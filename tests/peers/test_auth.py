@@ -4,6 +4,7 @@ The mechanism is the one that the server has in its log or its record, so that a
 """
 
 import re
+import smtplib
 import ssl
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -90,6 +91,21 @@ SECRETS = [
     ("login", "LOGIN", PASSWORD),
 ]
 TOKENS = [("oauthbearer", "OAUTHBEARER"), ("xoauth2", "XOAUTH2")]
+
+
+def test_what_is_offered_is_what_is_tried(
+    dovecot: Dovecot, cyrus: Postfix, certificate: Certificate
+) -> None:
+    """Neither has more than the tests here take from it; no -PLUS, which only later versions can (see ``test_cyrus``)."""
+    tried = {mechanism for _, mechanism, _ in SECRETS}
+    for server, mechanisms in (
+        (dovecot, tried | {mechanism for _, mechanism in TOKENS}),
+        (cyrus, tried),
+    ):
+        with smtplib.SMTP(server.address, server.port, timeout=60) as session:
+            session.starttls(context=ssl.create_default_context(cafile=certificate.ca_file))
+            session.ehlo()
+            assert set(session.esmtp_features["auth"].split()) == mechanisms
 
 
 @pytest.mark.parametrize(

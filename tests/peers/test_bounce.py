@@ -96,6 +96,29 @@ def test_one_refused_recipient_of_three_is_told_and_the_others_have_it(
     assert "ann@x.test" not in text and "carl@x.test" not in text
 
 
+def test_of_a_signed_message_that_a_server_cannot_take_the_header_comes_back(
+    start_postfix: StartPostfix, tmp_path: Path
+) -> None:
+    """The report goes to the same server, to which the message itself could not go."""
+    postfix = start_postfix(smtpd_discard_ehlo_keywords="8bitmime")
+    program = Program(tmp_path, smarthost(postfix))
+    header = MESSAGE.partition(b"\n\n")[0] + b"\nMIME-Version: 1.0\n"
+    header += b'Content-Type: multipart/signed; boundary="s"\n'
+    body = "--s\n\ngrüße\n--s\nContent-Type: application/pgp-signature\n\nx\n--s--\n".encode()
+    program.sendmail(*SENDER, "-R", "full", "bob@x.test", stdin=header + b"\n" + body)
+    assert program.flush() == (69, "1 delivered, 0 waiting, 1 failed")
+    assert program.queue() == []
+
+    (report,) = postfix.arrived()
+    assert (report.sender, report.recipients) == (b"", (b"me@here.test",))
+    told = read_report(report.message)
+    assert told.fates() == [("bob@x.test", "failed", "5.6.3")]
+    assert told.kind == "text/rfc822-headers"
+    received = RECEIVED.match(told.returned)
+    assert received and told.returned[received.end() :] == header
+    assert "break its signature or encryption" in " ".join(told.text.split())
+
+
 def test_a_report_that_comes_back_refused_goes_to_admin(
     start_postfix: StartPostfix, tmp_path: Path
 ) -> None:

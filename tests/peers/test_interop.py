@@ -1,10 +1,24 @@
-"""The program and four servers that others wrote: what each offers is used, and what arrived is what was given.
+"""The program and the servers that others wrote: what each offers is used, and what arrived is what was given.
 
-Each server is started twice for all tests here: open, and with TLS and accounts.  Dovecot takes no mail without a login;
-what it takes it hands to a Postfix.  The mechanisms of AUTH at Dovecot and Cyrus are in ``test_auth``.
+    cell                     Postfix  Exim  OpenSMTPD  Dovecot submission     Dovecot LMTP
+    in the clear, STARTTLS   yes      yes   yes        yes                    yes
+    TLS from the first octet yes      yes   yes        yes                    a route names a socket or a port, and no level of TLS
+    8-bit and UTF-8 content  yes      yes   yes        yes                    yes
+    UTF-8 address            yes      yes   has no SMTPUTF8: the address fails with 5.6.7, the other one has the message
+    20 MB, 300 recipients    yes      yes   yes        yes                    yes
+    DSN parameters           yes      yes   yes        has no DSN: the program reports itself, once
+    AUTH                     Cyrus's  yes   yes        all of them            LMTP has none here
+
+Each yes is a test of what the server has stored; AUTH at Dovecot and Cyrus is in ``test_auth``.  ``OFFERED`` is what
+the servers really say, so that a cell which a newer one adds is missed here.
+
+Each server is started twice for all tests: open, and with TLS and accounts.  Dovecot's submission takes no mail
+without a login; what it takes it hands to a Postfix.  Its LMTP server has mailboxes.
 """
 
 import re
+import socket
+import ssl
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -16,7 +30,7 @@ from delivery.program import Program
 from delivery.reports import read_report
 
 from peers.certificate import Certificate
-from peers.dovecot import Dovecot
+from peers.dovecot import Dovecot, DovecotLMTP
 from peers.exim import Exim
 from peers.opensmtpd import OpenSMTPD
 from peers.postfix import Arrived, Postfix, split_trace
@@ -28,11 +42,25 @@ pytestmark = pytest.mark.peer
 PASSWORD = "pässword, ="
 
 SECURITY = ("none", "starttls", "implicit")
-OFFERED = [
-    *((peer, tls) for peer in ("postfix", "exim", "opensmtpd") for tls in SECURITY),
-    *(("dovecot", tls) for tls in SECURITY[1:]),
+EVERY_PEER = ("postfix", "exim", "opensmtpd", "dovecot", "dovecot lmtp")
+CELLS = [
+    (peer, tls)
+    for peer in EVERY_PEER
+    for tls in SECURITY
+    if (peer, tls) != ("dovecot lmtp", "implicit")
 ]
-EVERY_PEER = ("postfix", "exim", "opensmtpd", "dovecot")
+
+# What EHLO or LHLO says inside TLS, the numbers behind SIZE left out.
+OFFERED = {
+    "postfix": "8BITMIME, AUTH LOGIN PLAIN, CHUNKING, DSN, ENHANCEDSTATUSCODES, ETRN, PIPELINING, SIZE, SMTPUTF8, VRFY",
+    "exim": "8BITMIME, AUTH CRAM-MD5 LOGIN PLAIN, CHUNKING, DSN, HELP, PIPECONNECT, PIPELINING, SIZE, SMTPUTF8",
+    "opensmtpd": "8BITMIME, AUTH LOGIN PLAIN, DSN, ENHANCEDSTATUSCODES, HELP, SIZE",
+    "dovecot": "8BITMIME, AUTH PLAIN, BURL, CHUNKING, ENHANCEDSTATUSCODES, PIPELINING, SIZE",
+    "dovecot lmtp": "8BITMIME, CHUNKING, ENHANCEDSTATUSCODES, PIPELINING",
+}
+
+# Whom the tests write to.
+MAILBOXES = ("ann", "bob", "carl", *(f"m{n}" for n in range(9)), *(f"r{n}" for n in range(300)))
 
 HEADER = b"From: ann@x.test\nDate: Mon, 2 Nov 2026 10:00:00 +0100\nMessage-ID: <1@x.test>\n"
 RECEIVED = re.compile(rb"Received: by here\.test \(minisend, [^\n]*\)\n\tid ([0-9a-f]{16}); .*\n")
@@ -48,6 +76,15 @@ class Peer(Protocol):
     def arrived(self) -> list[Arrived]: ...
 
     def log(self) -> str: ...
+
+
+class Mailboxes(DovecotLMTP):
+    """Dovecot's LMTP server as one of the others."""
+
+    implicit_port = None
+
+    def __init__(self, certificate: Certificate | None = None) -> None:
+        super().__init__({f"{name}@x.test": 0 for name in MAILBOXES}, certificate=certificate)
 
 
 class BehindDovecot(Dovecot):
@@ -79,6 +116,8 @@ class Peers:
         if name == "dovecot":
             behind = self._running.enter_context(Postfix())
             return self._enter(BehindDovecot(behind, self.certificate))
+        if name == "dovecot lmtp":
+            return self._enter(Mailboxes(self.certificate if secure else None))
         if name == "exim":
             mechanisms = ("PLAIN", "LOGIN", "CRAM-MD5")
             return self._enter(Exim(**options, mechanisms=mechanisms))
@@ -114,7 +153,14 @@ class Sending:
         self._before = len(self.peer.arrived())
         port = self.peer.implicit_port if tls == "implicit" else self.peer.port
         settings = f'[smarthost]\nhost = "localhost"\nport = {port}\ntls = "{tls}"\n'
-        if tls != "none":
+        if name == "dovecot lmtp":
+            # With a certificate that is not checked, as for MX hosts.
+            level = "none" if tls == "none" else "opportunistic"
+            settings = (
+                f'[[route]]\nrecipient = "*"\nvia = "lmtp:[127.0.0.1]:{port}"\n'
+                f'[delivery]\ntls = "{level}"\n'
+            )
+        elif tls != "none" or name == "dovecot":
             self.secret = directory / "secret"
             self.secret.write_text(PASSWORD)
             self.secret.chmod(0o600)
@@ -154,15 +200,19 @@ def sending(peers: Peers, tmp_path: Path) -> Callable[..., Sending]:
 
 
 # What Received says of the session; Dovecot's is Postfix's of the session behind it.
-HELO = dict.fromkeys(("postfix", "exim", "opensmtpd"), b"here.test") | {
-    "dovecot": b"mail.example.test"
-}
+HELO = dict.fromkeys(EVERY_PEER, b"here.test") | {"dovecot": b"mail.example.test"}
 PROTOCOLS = {
     ("postfix", "none"): rb" with ESMTP id ",
     ("postfix", "starttls"): rb"\(using TLSv1\.3 [^;]* with ESMTPSA id ",
     ("exim", "none"): rb" with esmtp \(Exim",
     ("exim", "starttls"): rb" with esmtpsa\s+\(TLS1\.3\) tls TLS_\S+\s+\(Exim",
+    ("dovecot", "none"): rb" with ESMTP id ",
     ("dovecot", "starttls"): rb" with ESMTP id ",
+    ("dovecot lmtp", "none"): rb"\tby mail\.example\.test with LMTP\n",
+    (
+        "dovecot lmtp",
+        "starttls",
+    ): rb"\(using TLSv1\.3 [^)]*\)\)\n\tby mail\.example\.test with LMTPS\n",
     ("opensmtpd", "none"): rb" with ESMTP id ",
     ("opensmtpd", "starttls"): rb" with ESMTPSA id \S+ \(TLSv1\.3:\S+ auth=yes user=ann\s",
 }
@@ -181,7 +231,37 @@ BODIES = {
 }
 
 
-@pytest.mark.parametrize(("peer", "tls"), OFFERED)
+@pytest.mark.parametrize("peer", EVERY_PEER)
+def test_what_is_offered(peers: Peers, peer: str) -> None:
+    server = peers.get(peer, secure=True)
+    context = ssl.create_default_context(cafile=peers.certificate.ca_file)
+    with socket.create_connection((server.address, server.port), timeout=60) as plain:
+        hello = b"LHLO me.test\r\n" if peer == "dovecot lmtp" else b"EHLO me.test\r\n"
+        assert dialogue(plain, b"", hello, b"STARTTLS\r\n")[-1].startswith(b"220 ")
+        with context.wrap_socket(plain, server_hostname="localhost") as secure:
+            lines = dialogue(secure, hello, b"QUIT\r\n")
+    offered = []
+    for line in lines:
+        if line.startswith(b"250"):
+            keyword, *words = line[4:].decode().split()
+            offered.append(" ".join([keyword, *sorted(words)] if keyword == "AUTH" else [keyword]))
+    # The first is the server's name.
+    assert ", ".join(sorted(offered[1:])) == OFFERED[peer]
+
+
+def dialogue(server: socket.socket, *commands: bytes) -> list[bytes]:
+    """The lines of its replies; an empty command is for a greeting."""
+    lines = []
+    with server.makefile("rb") as replies:
+        for command in commands:
+            server.sendall(command)
+            lines.append(replies.readline())
+            while lines[-1][3:4] == b"-":
+                lines.append(replies.readline())
+    return lines
+
+
+@pytest.mark.parametrize(("peer", "tls"), CELLS)
 def test_messages_arrive_octet_for_octet(
     sending: Callable[..., Sending], peer: str, tls: str
 ) -> None:
@@ -231,7 +311,7 @@ def test_three_hundred_recipients(sending: Callable[..., Sending], peer: str) ->
 
 @pytest.mark.parametrize(
     ("peer", "offered"),
-    [("postfix", True), ("exim", True), ("opensmtpd", False), ("dovecot", False)],
+    [(peer, "SMTPUTF8" in OFFERED[peer]) for peer in EVERY_PEER],
 )
 def test_an_address_in_utf8(sending: Callable[..., Sending], peer: str, offered: bool) -> None:
     """Taken where SMTPUTF8 is offered; else its sender is told, and the other recipient has the message."""
@@ -255,7 +335,7 @@ def test_an_address_in_utf8(sending: Callable[..., Sending], peer: str, offered:
         assert ("rgen@x.test" in address, action, status) == (True, "failed", "5.6.7")
 
 
-@pytest.mark.parametrize("peer", ["postfix", "exim", "traced opensmtpd", "dovecot"])
+@pytest.mark.parametrize("peer", ["postfix", "exim", "traced opensmtpd", "dovecot", "dovecot lmtp"])
 def test_a_success_that_was_asked_for_is_told_once(
     sending: Callable[..., Sending], peer: str
 ) -> None:
@@ -290,12 +370,18 @@ def test_a_success_that_was_asked_for_is_told_once(
         name = rb"^Original-Envelope-I[dD]: QQ(\+1=|\+2B1\+3D)x$"
         assert re.search(name, report.message, re.MULTILINE)
     # The program's own reports name it.
-    assert (b"Reporting-MTA: dns; here.test\n" in report.message) == (peer == "dovecot")
+    own = b"Reporting-MTA: dns; here.test\n" in report.message
+    assert own == (peer in ("dovecot", "dovecot lmtp"))
+
+
+def mechanisms(peer: str) -> list[str]:
+    (line,) = re.findall(r"AUTH ([^,]*)", OFFERED[peer])
+    return [*line.lower().split(), "auto"]
 
 
 MECHANISMS = [
-    *(("exim", auth) for auth in ("plain", "login", "cram-md5", "auto")),
-    *(("traced opensmtpd", auth) for auth in ("plain", "login", "auto")),
+    *(("exim", auth) for auth in mechanisms("exim")),
+    *(("traced opensmtpd", auth) for auth in mechanisms("opensmtpd")),
 ]
 
 

@@ -129,6 +129,7 @@ class Lockstep(Stream):
         self._held = bytearray()
         self._piece = piece
         self._closes = closes
+        self._encrypted = False
         self.sent = 0
 
     def read(self, limit, timeout):

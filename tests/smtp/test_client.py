@@ -1,5 +1,7 @@
 """The sans-IO client: scripted dialogues, each run whole, octet by octet and with octets behind; and its guards."""
 
+from base64 import b64encode
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -474,6 +476,35 @@ def test_the_trace_has_every_line_and_no_secret():
         "S: 250 mx",
         "C: AUTH PLAIN ***",
         "S: 500 unknown: AUTH PLAIN ***...",
+    ]
+
+
+def test_the_trace_has_nothing_to_try_passwords_against():
+    """The challenges of SCRAM have salt and count, and the server's proof at the end."""
+    lines = []
+    connection = Connection(lines.append)
+    connection.receive_data(b"220 a\r\n")
+    connection.next_event()
+    connection.ehlo(b"me")
+    connection.receive_data(b"250 mx\r\n")
+    connection.next_event()
+    connection.auth("SCRAM-SHA-256", b"n,,n=user,r=abc")
+    for step in (b"r=abcdef,s=W22ZaJ0SNY7soEsUEjb6gQ==,i=4096", b"v=6rriTRBi23WpRR"):
+        connection.receive_data(b"334 " + b64encode(step) + b"\r\n")
+        # What the exchange needs is there.
+        assert connection.next_event() == Answer(
+            AUTH, b"" if step[:1] == b"v" else b"SCRAM-SHA-256", reply(b"334 " + b64encode(step))
+        )
+        connection.auth_response(b"c=biws,r=abcdef,p=secret")
+    connection.receive_data(b"235 in\r\n")
+    connection.next_event()
+    assert lines[3:] == [
+        "C: AUTH SCRAM-SHA-256 ***",
+        "S: 334 ***",
+        "C: ***",
+        "S: 334 ***",
+        "C: ***",
+        "S: 235 in",
     ]
 
 

@@ -4,6 +4,7 @@ Whatever such a server does, nobody counts as served whose message it did not ha
 """
 
 import socket
+import ssl
 import threading
 import time
 import tracemalloc
@@ -13,20 +14,26 @@ from itertools import accumulate
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from smtp.hostile import WAYS, Lockstep, Responder, Served, good
+from smtp.hostile import GOOD, WAYS, Lockstep, Responder, Served, good
 
 from minisend.errors import LocalProtocolError, NetworkError, RemoteProtocolError, SmtpError
+from minisend.smtp.auth import Credentials
 from minisend.smtp.client import (
+    AUTH,
     DATA,
     EHLO,
     END_OF_DATA,
     GREETING,
+    HELO,
+    LHLO,
     MAIL,
     RCPT,
+    STARTTLS,
     Answer,
     Connection,
 )
 from minisend.smtp.deadlines import Deadlines
+from minisend.smtp.handshake import Trust
 from minisend.smtp.reply import MAX_OCTETS, Reply
 from minisend.smtp.session import Session
 from minisend.smtp.stream import Stream
@@ -50,12 +57,12 @@ OK = Answer(END_OF_DATA, b"", Reply(250, (b"2.0.0 queued",)))
 REFUSED = Answer(RCPT, b"c@y", Reply(550, (b"5.1.1 no", b"5.1.1 c")))
 
 
-def converse(stream, deadline=60.0, recipients=RECIPIENTS, content=(CONTENT,)):
+def converse(stream, deadline=60.0, recipients=RECIPIENTS, content=(CONTENT,), **options):
     """All of a session.  A result is an Answer, or of an error its class, phase and text; one alone is that of ``open``.
 
     A session that is open and not usable has said too much already.
     """
-    session = Session(stream, hello=b"me.test", deadlines=limits(deadline))
+    session = Session(stream, hello=b"me.test", deadlines=limits(deadline), **options)
     try:
         session.open()
         if not session.usable:
@@ -136,6 +143,118 @@ def test_each_reply_cut_at_each_octet(way, closes, piece):
     responder = Responder(good(way))
     assert converse(Lockstep(responder, piece=piece)) == [OK, REFUSED]
     assert (responder.messages, responder.accepted) == ([WIRE[way]], [WIRE[way]])
+
+
+# What comes before a transaction that not every session has, in the order of the replies; then the options of the session.
+BEFORE = {
+    "a login in one step": (
+        [(b"EHLO", b"250-mx.test\r\n250 AUTH PLAIN\r\n", EHLO), (b"AUTH PLAIN", b"235-2.7.0 in\r\n235 in\r\n", AUTH)],
+        {"auth": "plain"},
+    ),
+    "a login in three": (
+        [
+            (b"EHLO", b"250-mx.test\r\n250 AUTH LOGIN\r\n", EHLO),
+            (b"AUTH LOGIN", b"334 VXNlcm5hbWU6\r\n", AUTH),
+            (b"YW5u", b"334 UGFzc3dvcmQ6\r\n", AUTH),
+            (b"c2VjcmV0", b"235 2.7.0 in\r\n", AUTH),
+        ],
+        {"auth": "login"},
+    ),
+    "STARTTLS": (
+        [(b"EHLO", b"250-mx.test\r\n250 STARTTLS\r\n", EHLO), (b"STARTTLS", b"220-go\r\n220 ahead\r\n", STARTTLS)],
+        {"tls": "starttls", "trust": Trust(ssl.create_default_context())},
+    ),
+    "HELO": (
+        [(b"EHLO", b"502-5.5.1 what\r\n502 5.5.1 what\r\n", EHLO), (b"HELO", b"250 mx.test\r\n", HELO)],
+        {},
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("piece", [1, 65536], ids=["octets", "whole"])
+@pytest.mark.parametrize("closes", [True, False], ids=["closed", "silent"])
+@pytest.mark.parametrize("name", BEFORE)
+def test_each_reply_before_a_transaction_cut_at_each_octet(name, closes, piece):
+    """Nothing of the transaction was said, and the session is none."""
+    dialogue, options = BEFORE[name]
+    if "auth" in options:
+        options = {
+            **options,
+            "credentials": Credentials(b"ann", b"secret"),
+            "allow_cleartext": True,
+        }
+    replies = GOOD | {command: said for command, said, _ in dialogue}
+    greeting = len(GOOD[b""])
+    ends = list(accumulate((len(said) for _, said, _ in dialogue), initial=greeting))[1:]
+    for cut in range(greeting, ends[-1]):
+        responder = Responder(replies, cut)
+        results = converse(Lockstep(responder, piece=piece, closes=closes), **options)
+        missing = next(at for at, end in enumerate(ends) if cut < end)
+        text = LOST if closes else "timed out"
+        assert results == [(NetworkError, dialogue[missing][2], text)], cut
+        assert responder.messages == []
+    if "tls" not in options:
+        responder = Responder(replies)
+        assert converse(Lockstep(responder, piece=piece), **options) == [OK, REFUSED]
+
+
+@pytest.mark.parametrize("closes", [True, False], ids=["closed", "silent"])
+@pytest.mark.parametrize("command", [b"RSET", b"QUIT"], ids=["RSET", "QUIT"])
+def test_a_reply_behind_a_transaction_cut_at_each_octet(command, closes):
+    """What became of the messages before is not touched by it; what was to come after is told so."""
+    refused = b"550-5.1.1 no\r\n550 5.1.1 nobody\r\n"
+    replies = good("one-by-one") | {b"RCPT TO:<b@y>": refused, command: b"250-r\r\n250 r\r\n"}
+    before = sum(len(replies[each]) for each in (b"", b"EHLO", b"MAIL", b"RCPT TO:<b@y>"))
+    no = Answer(RCPT, b"b@y", Reply(550, (b"5.1.1 no", b"5.1.1 nobody")))
+    for cut in range(before, before + len(replies[command])):
+        stream = Lockstep(Responder(replies, cut), closes=closes)
+        session = Session(stream, hello=b"me.test", deadlines=limits(60.0))
+        session.open()
+
+        def send(session=session):
+            return session.send(b"a@x", [b"b@y"], (CONTENT,), size=len(CONTENT), eight_bit=False)
+
+        assert send() == [no]
+        if command == b"RSET":
+            try:
+                (result,) = send()
+            except SmtpError as error:
+                result = error
+            assert isinstance(result, NetworkError), (cut, result)
+        session.quit()
+        assert not session.usable
+
+
+LMTP = {
+    b"": b"220 mx.test LMTP\r\n",
+    b"LHLO": b"250-mx.test\r\n250 PIPELINING\r\n",
+    b"MAIL": b"250 2.1.0 sender\r\n",
+    b"RCPT TO:<b@y>": b"250 2.1.5 b\r\n",
+    b"RCPT TO:<c@y>": b"250-2.1.5 c\r\n250 2.1.5 c\r\n",
+    b"DATA": b"354 go\r\n",
+}
+LMTP_PHASES = (GREETING, LHLO, MAIL, RCPT, RCPT, DATA, END_OF_DATA, END_OF_DATA)
+TO_MESSAGE = (b"250-2.0.0 b\r\n250 2.0.0 kept\r\n", b"452 4.2.2 full\r\n")
+
+
+@pytest.mark.parametrize("piece", [1, 65536], ids=["octets", "whole"])
+@pytest.mark.parametrize("closes", [True, False], ids=["closed", "silent"])
+def test_each_reply_of_lmtp_cut_at_each_octet(closes, piece):
+    """Who has the whole of a reply has it, whoever waits for the next one."""
+    replies = LMTP | {b".": b"".join(TO_MESSAGE), b"QUIT": b"221 bye\r\n"}
+    ends = list(accumulate(map(len, (*LMTP.values(), *TO_MESSAGE))))
+    kept = Answer(END_OF_DATA, b"b@y", Reply(250, (b"2.0.0 b", b"2.0.0 kept")))
+    full = Answer(END_OF_DATA, b"c@y", Reply(452, (b"4.2.2 full",)))
+    for cut in range(ends[-1] + 1):
+        stream = Lockstep(Responder(replies, cut), piece=piece, closes=closes)
+        results = converse(stream, lmtp=True)
+        if cut == ends[-1]:
+            assert results == [kept, full]
+            continue
+        missing = next(at for at, end in enumerate(ends) if cut < end)
+        error = (NetworkError, LMTP_PHASES[missing], LOST if closes else "timed out")
+        expected = [error] if missing < 2 else [kept, error] if missing == 7 else [error, error]
+        assert results == expected, cut
 
 
 @pytest.mark.parametrize("way", WAYS)

@@ -2,6 +2,7 @@
 
 import socket
 import threading
+import traceback
 
 import pytest
 from hypothesis import given, settings
@@ -522,6 +523,56 @@ def test_a_refusal_that_quotes_the_password_is_shown_without(serve, session_to):
         session, Refused, AUTH, 'AUTH refused: 500 5.5.1 Command unrecognized: "AUTH PLAIN ***"'
     )
     assert PLAIN_RESPONSE not in repr(error.answer).encode()
+
+
+@pytest.mark.parametrize(
+    ("mechanism", "said", "shown"),
+    [
+        pytest.param(
+            b"PLAIN",
+            b"535 5.7.8 no user ann with password hunter2!\r\n",
+            "AUTH refused: 535 5.7.8 no user ann with password ***",
+            id="PLAIN",
+        ),
+        pytest.param(
+            b"LOGIN",
+            b"535-5.7.8 got aHVudGVyMiE=,\r\n535 5.7.8 which is hunter2!\r\n",
+            "AUTH refused: 535 5.7.8 got ***, 5.7.8 which is ***",
+            id="LOGIN",
+        ),
+        pytest.param(
+            b"PLAIN", b"what is hunter2!?\r\n", "not an SMTP reply", id="what is no reply"
+        ),
+    ],
+)
+def test_a_refusal_that_says_the_password_is_shown_without(
+    serve, session_to, mechanism, said, shown
+):
+    def script(peer):
+        peer.hello(b"AUTH " + mechanism)
+        if mechanism == b"PLAIN":
+            peer.expect(b"AUTH PLAIN AGFubgBodW50ZXIyIQ==\r\n")
+        else:
+            peer.expect(b"AUTH LOGIN\r\n")
+            peer.send(b"334 more\r\n")
+            peer.expect(b"YW5u\r\n")
+            peer.send(b"334 more\r\n")
+            peer.expect(b"aHVudGVyMiE=\r\n")
+        peer.send(said)
+        peer.read_to_end()
+
+    lines = []
+    session = session_to(
+        serve(script),
+        credentials=Credentials(b"ann", b"hunter2!"),
+        allow_cleartext=True,
+        trace=lines.append,
+    )
+    with pytest.raises(SmtpError) as caught:
+        session.open()
+    assert (str(caught.value), caught.value.phase) == (shown, AUTH)
+    told = "".join(traceback.format_exception(caught.value)) + repr(vars(caught.value)) + str(lines)
+    assert "hunter2!" not in told and "aHVudGVyMiE" not in told
 
 
 @pytest.mark.parametrize(

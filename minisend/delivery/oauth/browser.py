@@ -1,7 +1,8 @@
 """Login with a browser on this machine: the authorization code flow of a native application, with PKCE.
 
-A listener on 127.0.0.1, at a port of the kernel's choice, waits for the browser to be sent back with a code.  Only a
-request with our ``state`` counts; any other, of another user of this machine or of the browser itself, is answered and
+A listener on 127.0.0.1, at a port of the kernel's choice, waits for the browser to be sent back with a code; where the
+service insists on the name "localhost", which browsers look for at ::1 first, one there too, at the same port: it must not
+be another user's.  Only a request with our ``state`` counts; any other, of another user of this machine or of the browser itself, is answered and
 forgotten.  The code is of no use to who lacks the verifier, which never leaves this process but for the token endpoint.
 
 Source: RFC 6749 section 4.1, RFC 7636 (S256), RFC 8252 section 7.3.
@@ -10,15 +11,18 @@ Source: RFC 6749 section 4.1, RFC 7636 (S256), RFC 8252 section 7.3.
 from __future__ import annotations
 
 import base64
+import errno
 import hashlib
 import hmac
 import http.server
 import queue
 import secrets
+import socket
 import socketserver
 import threading
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from urllib.parse import parse_qs, urlencode, urlsplit
 
 from minisend.delivery.oauth import grant
@@ -29,6 +33,7 @@ from minisend.delivery.oauth.store import Tokens
 DEADLINE = 900.0
 _REQUEST_SECONDS = 10.0
 _SAID_LIMIT = 200
+_TRIES = 10
 
 
 def log_in(
@@ -49,10 +54,13 @@ def log_in(
         )
     state = secrets.token_urlsafe(32)
     verifier = secrets.token_urlsafe(64)
-    with _Listener(state) as listener:
+    answers = _Answers(state)
+    with ExitStack() as stack:
+        for listener in _listeners(answers, client):
+            stack.enter_context(listener)
         redirect = f"http://{client.redirect_host}:{listener.port}"
         show(_page(client, redirect, state, verifier))
-        code = listener.code(client, deadline)
+        code = answers.code(client, deadline)
     return grant.request(
         client,
         {
@@ -81,31 +89,12 @@ def _page(client: Client, redirect: str, state: str, verifier: str) -> str:
     return f"{client.auth_endpoint}{mark}{urlencode(fields)}"
 
 
-class _Listener(socketserver.ThreadingTCPServer):
-    """Threads, because browsers open connections that they do not use.
-
-    Not ``http.server``'s own, which asks DNS for the name of this machine.
-    """
-
-    daemon_threads = True
-    # Not reused while another may still hold the port.
-    allow_reuse_address = False
+class _Answers:
+    """What browsers bring, and which of it is for us."""
 
     def __init__(self, state: str) -> None:
-        super().__init__(("127.0.0.1", 0), _Request)
         self._state = state
         self._answers: queue.SimpleQueue[dict[str, str]] = queue.SimpleQueue()
-        self.port = self.socket.getsockname()[1]
-        self._thread = threading.Thread(target=self.serve_forever, args=(0.05,), daemon=True)
-
-    def __enter__(self) -> _Listener:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
-        self.shutdown()
-        self._thread.join()
-        self.server_close()
 
     def accept(self, query: str) -> bool:
         """Take what the browser brings; False when it is not for us."""
@@ -140,8 +129,55 @@ class _Listener(socketserver.ThreadingTCPServer):
         said = "".join(char if char.isprintable() else "?" for char in " ".join(said.split()))
         raise Rejected(f"{what}: {said[:_SAID_LIMIT]}", answer["error"])
 
+
+def _listeners(answers: _Answers, client: Client) -> list[_Listener]:
+    """One for each address that the browser may try, all at one port.  Raises ``OAuthError``."""
+    for _ in range(_TRIES):
+        first = _Listener(answers, 0)
+        if client.redirect_host != "localhost":
+            return [first]
+        try:
+            return [first, _Listener6(answers, first.port)]
+        except OSError as exc:
+            if exc.errno != errno.EADDRINUSE:
+                return [first]  # no IPv6 here
+            first.server_close()
+    raise OAuthError(f"{client.what} oauth2: no port is free on both 127.0.0.1 and ::1")
+
+
+class _Listener(socketserver.ThreadingTCPServer):
+    """Threads, because browsers open connections that they do not use.
+
+    Not ``http.server``'s own, which asks DNS for the name of this machine.
+    """
+
+    host = "127.0.0.1"
+    daemon_threads = True
+    # Not reused while another may still hold the port.
+    allow_reuse_address = False
+
+    def __init__(self, answers: _Answers, port: int) -> None:
+        super().__init__((self.host, port), _Request)
+        self.answers = answers
+        self.port: int = self.socket.getsockname()[1]
+        self._thread = threading.Thread(target=self.serve_forever, args=(0.05,), daemon=True)
+
+    def __enter__(self) -> _Listener:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.shutdown()
+        self._thread.join()
+        self.server_close()
+
     def handle_error(self, request: object, client_address: object) -> None:
         """A browser that hangs up is no event; what it asked for stands in the traceback that this would print."""
+
+
+class _Listener6(_Listener):
+    host = "::1"
+    address_family = socket.AF_INET6
 
 
 class _Request(http.server.BaseHTTPRequestHandler):
@@ -153,7 +189,7 @@ class _Request(http.server.BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         # Named by the interface: http.server.
         target = urlsplit(self.path)
-        known = target.path in ("", "/") and self.server.accept(target.query)
+        known = target.path in ("", "/") and self.server.answers.accept(target.query)
         page = "Done. You can close this window and go back to the terminal.\n"
         octets = (page if known else "Nothing here.\n").encode("ascii")
         self.send_response(200 if known else 404)

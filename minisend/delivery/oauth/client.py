@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from minisend.config import state_directory
 from minisend.delivery.oauth.failure import OAuthError
-from minisend.delivery.secrets import read_secret
+from minisend.delivery.secrets import one_line, read_secret
 
 if TYPE_CHECKING:
     from minisend.config import Smarthost
@@ -135,6 +135,7 @@ class Client:
         path = self._smarthost.oauth2_client_secret_file
         if path:
             octets = self._read("oauth2_client_secret_file", path)
+            octets = one_line(f"{self.what} oauth2_client_secret_file: {path}", octets)
             try:
                 fields["client_secret"] = octets.decode().strip()
             except UnicodeDecodeError:

@@ -42,11 +42,13 @@ def log_in(
     show: Callable[[Invitation], None],
     *,
     clock: Callable[[], float] = time.time,
+    timer: Callable[[], float] = time.monotonic,
     wait: Callable[[float], None] = time.sleep,
 ) -> Tokens:
     """The tokens, once a user has entered the code.
 
-    ``show``  is called once, before the waiting
+    ``show``   is called once, before the waiting
+    ``timer``  how long that takes is by this one: the clock may be set meanwhile, as on a machine that was just set up
     Raises ``OAuthError``.
     """
     if not client.device_endpoint:
@@ -65,8 +67,8 @@ def log_in(
             _page(values, client.what), endpoint.text(values, "user_code", client.what), lifetime
         )
     )
-    end = clock() + lifetime
-    while clock() + interval < end:
+    end = timer() + lifetime
+    while timer() + interval < end:
         wait(interval)
         try:
             return grant.request(

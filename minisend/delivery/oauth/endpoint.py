@@ -23,7 +23,7 @@ import ssl
 import time
 from collections.abc import Mapping
 from typing import Any, cast
-from urllib.parse import urlencode, urlsplit
+from urllib.parse import quote, quote_plus, urlencode, urlsplit
 
 from minisend.config import Smarthost
 from minisend.delivery import tls
@@ -104,8 +104,10 @@ def _said(value: object, fields: Mapping[str, str]) -> str:
     """A server's words on one line, without what is secret in the request."""
     said = value if isinstance(value, str) else json.dumps(value)
     for key in _SECRET_FIELDS:
-        if fields.get(key):
-            said = said.replace(fields[key], "***")
+        if secret := fields.get(key):
+            # Also as it stood in the form: a server may repeat what it got.
+            for form in (secret, quote_plus(secret), quote(secret), quote(secret, safe="")):
+                said = said.replace(form, "***")
     said = " ".join(said.split())
     return "".join(char if char.isprintable() else "?" for char in said)[:_SAID_LIMIT]
 
