@@ -550,3 +550,51 @@ def _shown(octets: bytes) -> str:
         character if character.isprintable() else character.encode("unicode_escape").decode()
         for character in text
     )
+
+
+# -- patterns: "*@shop.example", "user@shop.example", "shop.example"; "<>" is the null reverse-path ----------
+
+
+def comparable(address: bytes) -> tuple[bytes, bytes] | None:
+    """Local part and domain as patterns are compared with them; None for the null reverse-path."""
+    if not address:
+        return None
+    try:
+        address = to_ascii(address)
+    except AddressError:
+        pass  # no pattern has such a domain, but "*" is for any
+    local, domain = split(address)
+    return local, domain.lower().removesuffix(b".")
+
+
+def is_one_of(patterns: "tuple[str, ...]", parts: "tuple[bytes, bytes] | None") -> bool:
+    """One of the patterns matches, or there are none.  ``parts``: from ``comparable``."""
+    return not patterns or any(_matches(pattern, parts) for pattern in patterns)
+
+
+def _matches(pattern: str, parts: "tuple[bytes, bytes] | None") -> bool:
+    if parts is None or pattern == "<>":
+        return parts is None and pattern == "<>"
+    local, _, domain = pattern.rpartition("@")
+    return _is_like(local or "*", parts[0]) and _is_like(domain.lower().removesuffix("."), parts[1])
+
+
+def _is_like(pattern: str, octets: bytes) -> bool:
+    """Whether it is the pattern, each "*" of which stands for any octets.
+
+    Each piece is taken where it is found first, which leaves the most for the next: no way back is ever needed.
+    """
+    first, *others = pattern.encode().split(b"*")
+    if not others:
+        return octets == first
+    *middle, last = others
+    at = len(first)
+    if not octets.startswith(first) or not octets[at:].endswith(last):
+        return False
+    end = len(octets) - len(last)
+    for piece in middle:
+        at = octets.find(piece, at, end)
+        if at < 0:
+            return False
+        at += len(piece)
+    return True

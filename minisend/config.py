@@ -59,6 +59,7 @@ KEYS: "tuple[tuple[str, str, str | tuple[str, ...], object, str], ...]" = (
     ("spool", "sync", ("group", "each"), "group", "How the record of deliveries reaches the disk."),
     ("submission", "socket", "path or false", "/run/minisend/submit.sock", "The socket on which the service takes messages."),
     ("submission", "drop", "path or false", "/var/spool/minisend/drop", "The directory that takes messages while nobody listens on the socket."),
+    ("submission", "senders", "senders", {}, "Under which addresses each account may send; without it, under any."),
     ("smarthost", "host", "hosts", None, "The server that gets all mail, or a list of servers that are tried in order."),
     ("smarthost", "srv", "domain", "", "A domain whose SRV records name the servers, in place of host."),
     ("smarthost", "port", "port", None, "The TCP port of the server."),
@@ -176,11 +177,12 @@ class Spool:
 
 
 class Submission:
-    """[submission]: absolute paths, None where the file says false."""
+    """[submission]: absolute paths, None where the file says false; ``senders``: account, uid or "*" → patterns."""
 
-    __slots__ = ("drop", "socket")
+    __slots__ = ("drop", "senders", "socket")
     socket: "str | None"
     drop: "str | None"
+    senders: "dict[str, tuple[str, ...]]"
 
     def __init__(self, **values: "Any") -> None:
         _fill(self, "submission", values)
@@ -401,6 +403,7 @@ class Config:
             return self.submission
         usual, named = Submission(), self.submission
         return Submission(
+            senders=named.senders,
             socket=None if named.socket == usual.socket else named.socket,
             drop=None if named.drop == usual.drop else named.drop,
         )
@@ -654,6 +657,13 @@ def _in_form(kind: "str | tuple[str, ...]", value: "Any", default: object) -> "A
             )
         ):
             return tuple(patterns)
+    elif kind == "senders":
+        if isinstance(value, dict):
+            return {
+                account: _in_form("sender patterns", _for_anybody(patterns), ())
+                and _several(patterns)
+                for account, patterns in value.items()
+            }
     elif kind == "fingerprints":
         prints = [value] if isinstance(value, str) else value
         if isinstance(prints, (list, tuple)) and all(isinstance(item, str) for item in prints):
@@ -680,6 +690,19 @@ def _in_form(kind: "str | tuple[str, ...]", value: "Any", default: object) -> "A
     raise ValueError
 
 
+def _several(patterns: "Any") -> "tuple[str, ...]":
+    return (patterns,) if isinstance(patterns, str) else tuple(patterns)
+
+
+def _for_anybody(patterns: "Any") -> "Any":
+    """Patterns of [submission] senders as any other are checked: "{user}" in them is somebody's name."""
+    if isinstance(patterns, str):
+        return patterns.replace("{user}", "user")
+    if isinstance(patterns, list):
+        return [_for_anybody(each) for each in patterns]
+    return patterns
+
+
 _PATTERN = 'a pattern such as "*@shop.example", "user@shop.example" or "shop.example"'
 
 
@@ -701,6 +724,8 @@ def _expected(kind: "str | tuple[str, ...]") -> str:
         "path or false": "an absolute path or false",
         "port": "a whole number from 1 to 65535",
         "rate": f'at most {_MOST_IN_A_RATE} messages in a second, minute, hour or day, such as "30/m" or "2000/d"',
+        "senders": "accounts, each with "
+        f'{_PATTERN}, "<>" for the null reverse-path, or a list of them; in which {{user}} is the account',
         "sender patterns": f'{_PATTERN}, "<>" for the null reverse-path, or a list of them',
         "via": 'the name of a smarthost, "mx", "discard", "lmtp:/path", "lmtp:[host]:port" or "[host]:port"',
         "count or 0": "a whole number from 0 to 1000000",

@@ -21,8 +21,11 @@ from minisend.config import Config
 from minisend.delivery.flush import Stop
 from minisend.delivery.pickup import Pickup
 from minisend.delivery.serve import serve
-from minisend.errors import SpoolError
+from minisend.envelope import Envelope
+from minisend.errors import PermissionDenied, SpoolError
 from minisend.log import Log, line
+from minisend.message.header import HEADER_LIMIT
+from minisend.message.permission import refusal
 from minisend.spool.enqueue import Floor
 from minisend.spool.limits import Usage
 from minisend.spool.listener import Listener, make, passed
@@ -128,7 +131,19 @@ def _accept(
 def settings(config: Config) -> Settings:
     """What the service needs of the configuration."""
     spool, limits = config.spool, config.limits
+    senders = config.submission.senders
+    mail_domain = config.mail_domain.encode()
+
+    def permit(envelope: Envelope, first: bytes, complete: bool) -> None:
+        if envelope.uid in (0, os.geteuid()):
+            return
+        why = refusal(envelope, first, complete=complete, senders=senders, mail_domain=mail_domain)
+        if why:
+            raise PermissionDenied(why)
+
     return Settings(
+        header=HEADER_LIMIT + 1 if senders else 0,
+        permit=permit,
         limit=spool.max_message_size,
         floor=Floor(f"{spool.path}/queue", spool.min_free, spool.min_free_inodes),
         usage=Usage(

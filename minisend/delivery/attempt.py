@@ -27,12 +27,12 @@ from minisend.delivery.outgoing import Outgoing
 from minisend.delivery.policy import Verdict
 from minisend.delivery.remote import MOST_RECIPIENTS, Content, Stopped
 from minisend.delivery.route import DISCARD, ERROR, NextHop, route
-from minisend.envelope import DELIVERED, FAILED, Outcome
+from minisend.envelope import DELIVERED, DROP, FAILED, Outcome
 from minisend.errors import MinisendError, SpoolError
 from minisend.kept import Kept
 from minisend.log import Log, line
 from minisend.smtp.transaction import DsnRequest
-from minisend.spool.record import BrokenRecord
+from minisend.spool.record import BrokenRecord, format_ranges
 from minisend.spool.store import Entry, NoRoom, Place, Queue
 from minisend.value import Value
 
@@ -290,7 +290,7 @@ class Attempt:
 
     def _prepare(self) -> None:
         entry = self._claimed()
-        if self._held_for_flood(entry):
+        if self._held_for_sender(entry) or self._held_for_flood(entry):
             return
         if entry.outcomes:
             # What a crash kept from being told; who is to be told after this attempt is found below.
@@ -308,6 +308,33 @@ class Attempt:
             recipients = self._todo.pop(hop)
             self._reserve(entry, recipients, 0)
             self._settle([_without_server(index, hop, now) for index in recipients])
+
+    def _held_for_sender(self, entry: Entry) -> bool:
+        """Of a message from the drop its submitter was told that it is safe: an administrator decides, and nobody else."""
+        senders = self._run.config.submission.senders
+        if not senders or entry.envelope.channel != DROP or entry.history:
+            return False
+        from minisend.message.header import HEADER_LIMIT
+        from minisend.message.permission import refusal
+
+        first = entry.first_octets(HEADER_LIMIT + 1)
+        why = refusal(
+            entry.envelope,
+            first,
+            complete=len(first) == entry.size,
+            senders=senders,
+            mail_domain=self._run.config.mail_domain.encode(),
+        )
+        if not why:
+            return False
+        self._over = True
+        self._run.count("deferred")
+        # Once released, it is not held for this again.
+        everybody = format_ranges(range(len(entry.envelope.recipients))).decode("ascii")
+        entry.note_reported(f"sender {everybody}")
+        entry.move_to("hold")
+        self._run.log.warning(line(entry.envelope.queue_id, event="held", reason=why))
+        return True
 
     def _held_for_flood(self, entry: Entry) -> bool:
         run = self._run

@@ -25,7 +25,7 @@ Sources: RFC 5321 sections 2.3.5, 2.4, 4.1.3 and 5.1.
 
 from __future__ import annotations
 
-from minisend.address import AddressError, same, split, to_ascii
+from minisend.address import AddressError, comparable, is_one_of, same, split, to_ascii
 from minisend.value import Value
 
 TYPE_CHECKING = False
@@ -105,9 +105,9 @@ def _dash(recipient: bytes, sender: bytes, config: Config) -> NextHop | None:
 def _routes(recipient: bytes, sender: bytes, config: Config) -> NextHop | None:
     if not config.routes:
         return None
-    to, by = _parts(recipient), _parts(sender)
+    to, by = comparable(recipient), comparable(sender)
     for each in config.routes:
-        if _is_one_of(each.recipient, to) and _is_one_of(each.sender, by):
+        if is_one_of(each.recipient, to) and is_one_of(each.sender, by):
             return _VIA[each.via](each, recipient, config)
     return None
 
@@ -184,48 +184,3 @@ def route(recipient: bytes, config: Config, sender: bytes = b"") -> NextHop:
 def common(config: Config) -> NextHop | None:
     """Where nearly every recipient goes, whatever the addresses; None when that depends on them."""
     return None if config.routes else _default(b"", b"", config)
-
-
-def _parts(address: bytes) -> tuple[bytes, bytes] | None:
-    """Local part and domain as patterns are compared with them; None for the null reverse-path."""
-    if not address:
-        return None
-    try:
-        address = to_ascii(address)
-    except AddressError:
-        pass  # no pattern has such a domain, but "*" is for any
-    local, domain = split(address)
-    return local, domain.lower().removesuffix(b".")
-
-
-def _is_one_of(patterns: tuple[str, ...], parts: tuple[bytes, bytes] | None) -> bool:
-    """One of the patterns matches, or there are none."""
-    return not patterns or any(_matches(pattern, parts) for pattern in patterns)
-
-
-def _matches(pattern: str, parts: tuple[bytes, bytes] | None) -> bool:
-    if parts is None or pattern == "<>":
-        return parts is None and pattern == "<>"
-    local, _, domain = pattern.rpartition("@")
-    return _is_like(local or "*", parts[0]) and _is_like(domain.lower().removesuffix("."), parts[1])
-
-
-def _is_like(pattern: str, octets: bytes) -> bool:
-    """Whether it is the pattern, each "*" of which stands for any octets.
-
-    Each piece is taken where it is found first, which leaves the most for the next: no way back is ever needed.
-    """
-    first, *others = pattern.encode().split(b"*")
-    if not others:
-        return octets == first
-    *middle, last = others
-    at = len(first)
-    if not octets.startswith(first) or not octets[at:].endswith(last):
-        return False
-    end = len(octets) - len(last)
-    for piece in middle:
-        at = octets.find(piece, at, end)
-        if at < 0:
-            return False
-        at += len(piece)
-    return True

@@ -40,6 +40,15 @@ class Usage:
         self._waiting: dict[int, tuple[int, int]] = {}
 
     @property
+    def is_limited(self) -> bool:
+        """Whether there is any limit at all."""
+        return bool(self._messages or self._octets or self._rate)
+
+    def forget(self) -> None:
+        """What waits is to be added anew; the hour goes on."""
+        self._waiting.clear()
+
+    @property
     def rates(self) -> "tuple[float, dict[int, int]]":
         """When the present hour began, on the clock, and whom it has seen how often."""
         return self._hour, dict(self._admitted)
@@ -84,8 +93,9 @@ class Usage:
 
     def released(self, uid: int, octets: int) -> None:
         """A message that was added or admitted has left the queue."""
-        count, size = self._waiting[uid]
+        # Nothing, where it was counted anew since.
+        count, size = self._waiting.get(uid, (0, 0))
         if count > 1:
             self._waiting[uid] = count - 1, size - octets
         else:
-            del self._waiting[uid]
+            self._waiting.pop(uid, None)

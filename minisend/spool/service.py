@@ -50,6 +50,7 @@ from minisend.spool.enqueue import (
     new_queue_id,
     take_abandoned,
 )
+from minisend.spool.ingest import count
 from minisend.spool.limits import Usage
 from minisend.spool.protocol import Broken, Stream, frame
 from minisend.spool.record import (
@@ -78,19 +79,22 @@ _BUSY = 30.0
 _VOID = 10_000
 # Between two times that a uid may have its messages flushed.
 _FLUSH_PAUSE = 60.0
+# Between two counts of what all accounts have in the queue.
+_RECOUNT = 5.0
 # systemd's range for DynamicUser=, and the kernel's number for who has none here.
 _DYNAMIC = range(61184, 65520)
 _NOBODY = 65534
 _STATES = ("new", "cur", "hold", "failed")
 
-Permit = Callable[[Envelope, bytes], None]
+Permit = Callable[[Envelope, bytes, bool], None]
 Reasons = Callable[[Entry], Sequence[Outcome]]
 
 
 class Settings:
     """What a service is given of the configuration, and who judges what it cannot.
 
-    ``permit``   raises for an envelope and the first octets of its message that its account may not send
+    ``permit``   raises for an envelope and the first octets of its message, which may be all of it, that its account may
+                 not send
     ``reasons``  why those of a message wait whom no server was asked for
     ``header``   octets of a message that ``permit`` is to see
     """
@@ -103,7 +107,7 @@ class Settings:
         limit: int,
         floor: Floor,
         usage: Usage,
-        permit: Permit = lambda envelope, octets: None,
+        permit: Permit = lambda envelope, first, complete: None,
         reasons: Reasons = lambda entry: (),
         header: int = 0,
     ) -> None:
@@ -131,6 +135,7 @@ class Service:
     def __init__(self, queue: Queue, settings: Settings, log: Log) -> None:
         self._queue = queue
         self._settings = settings
+        self._accounts = _Accounts(queue, settings.usage)
         self._log = log
         self._lock = threading.Lock()
         self._idle = threading.Condition(self._lock)
@@ -258,7 +263,7 @@ class Service:
         settings = self._settings
         if settings.limit and size > settings.limit:
             raise MessageTooBig(f"message larger than max_message_size ({settings.limit} octets)")
-        counted = _Admission(settings.usage, uid)
+        counted = _Admission(self._accounts, uid)
         abandoned = take_abandoned(self._queue.fd, envelope.queue_id)
         try:
             enqueue(
@@ -298,7 +303,7 @@ class Service:
                 yield piece
         if piece != b"%d %08x" % (octets, crc):
             raise DataError("the message is not the one that was announced")
-        settings.permit(envelope, bytes(first))
+        settings.permit(envelope, bytes(first), octets == len(first))
         counted.admit(octets)
         with self._lock:
             if ours.void:
@@ -410,24 +415,58 @@ class Service:
         stream.send(b"OK %d due now\n" % count, _ANSWER)
 
 
+class _Accounts:
+    """What each account has in the queue, where that is limited.
+
+    Who delivers does not tell us what has left: it is counted anew before anybody is refused, but not all the time.
+    """
+
+    __slots__ = ("_counted", "_lock", "_queue", "_usage")
+
+    def __init__(self, queue: Queue, usage: Usage) -> None:
+        self._queue = queue
+        self._usage = usage
+        self._lock = threading.Lock()
+        self._counted = -_RECOUNT
+
+    def admit(self, uid: int, octets: int) -> str | None:
+        """As ``Usage.admit``."""
+        if not self._usage.is_limited:
+            return None
+        with self._lock:
+            why = self._usage.admit(uid, octets) if self._counted >= 0 else ""
+            if why is not None and time.monotonic() - self._counted >= _RECOUNT:
+                self._usage.forget()
+                count(self._queue, self._usage)
+                self._counted = time.monotonic()
+                why = self._usage.admit(uid, octets)
+            return why
+
+    def undo(self, uid: int, octets: int) -> None:
+        """As ``Usage.undo``."""
+        if self._usage.is_limited:
+            with self._lock:
+                self._usage.undo(uid, octets)
+
+
 class _Admission:
     """A message that counts for its account once it is whole."""
 
-    __slots__ = ("_octets", "_uid", "_usage")
+    __slots__ = ("_accounts", "_octets", "_uid")
 
-    def __init__(self, usage: Usage, uid: int) -> None:
-        self._usage = usage
+    def __init__(self, accounts: _Accounts, uid: int) -> None:
+        self._accounts = accounts
         self._uid = uid
         self._octets = -1
 
     def admit(self, octets: int) -> None:
-        if why := self._usage.admit(self._uid, octets):
+        if why := self._accounts.admit(self._uid, octets):
             raise SpoolError(why)
         self._octets = octets
 
     def take_back(self) -> None:
         if self._octets >= 0:
-            self._usage.undo(self._uid, self._octets)
+            self._accounts.undo(self._uid, self._octets)
 
 
 def _peer(connection: socket.socket) -> int:

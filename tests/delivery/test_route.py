@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from minisend.address import _is_like
 from minisend.config import Config, Route, Smarthost, Spool
 from minisend.delivery.route import (
     DISCARD,
@@ -15,7 +16,6 @@ from minisend.delivery.route import (
     SMARTHOST,
     SMTP,
     NextHop,
-    _is_like,
     common,
     route,
 )

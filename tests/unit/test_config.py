@@ -103,7 +103,11 @@ DEFAULTS: dict[str, object] = {
         "min_free_inodes": 100,
         "sync": "group",
     },
-    "submission": {"socket": "/run/minisend/submit.sock", "drop": "/var/spool/minisend/drop"},
+    "submission": {
+        "socket": "/run/minisend/submit.sock",
+        "drop": "/var/spool/minisend/drop",
+        "senders": {},
+    },
     "smarthost": None,
     "delivery": {
         "mx_port": 25,
@@ -177,6 +181,7 @@ def test_every_key(machine: Path) -> None:
         [submission]
         socket = false
         drop = "/d"
+        senders = { www-data = "*@shop.example", 33 = ["{user}@x.example", "<>"], "*" = [] }
         [smarthost]
         host = ["a.example", "[192.0.2.1]", "2001:db8::1", "[2001:db8::2]", "fe80::1%eth0", "relay_1"]
         port = 2525
@@ -236,7 +241,15 @@ def test_every_key(machine: Path) -> None:
             "min_free_inodes": 6,
             "sync": "each",
         },
-        "submission": {"socket": None, "drop": "/d"},
+        "submission": {
+            "socket": None,
+            "drop": "/d",
+            "senders": {
+                "www-data": ("*@shop.example",),
+                "33": ("{user}@x.example", "<>"),
+                "*": (),
+            },
+        },
         "smarthost": {
             "hosts": (
                 "a.example",
@@ -423,6 +436,10 @@ ENDPOINT = "expected an https URL without user name or fragment"
 PORT = "expected a whole number from 1 to 65535"
 COUNT = "expected a whole number from 1 to 1000000"
 STRINGS = 'expected a list of strings, such as ["/usr/bin/pass", "mail"]'
+SENDERS = (
+    'expected accounts, each with a pattern such as "*@shop.example", "user@shop.example" or "shop.example", "<>" for '
+    "the null reverse-path, or a list of them; in which {user} is the account"
+)
 SERVERS = 'expected a list of IP addresses, such as ["127.0.0.1"]'
 BOOLEAN = "expected true or false"
 TEXT = "expected text without control characters"
@@ -598,6 +615,15 @@ WRONG = [
     (
         '[submission]\nsocket = "s"',
         "2: [submission] socket: expected an absolute path or false (got 's')",
+    ),
+    ('[submission]\nsenders = "ann"', f"2: [submission] senders: {SENDERS} (got 'ann')"),
+    (
+        '[submission.senders]\nann = "a b"',
+        f" [submission] senders: {SENDERS} (got a table)",
+    ),
+    (
+        "[submission]\nsenders = { ann = 1 }",
+        f"2: [submission] senders: {SENDERS} (got a table)",
     ),
     ('[smarthost]\nhost = ""', f"2: [smarthost] host: {HOSTS} (got '')"),
     ("[smarthost]\nhost = []", f"2: [smarthost] host: {HOSTS} (got a list)"),
