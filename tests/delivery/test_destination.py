@@ -97,7 +97,7 @@ def test_of_many_messages_one_is_attempted_and_the_others_cost_a_rename(
     seam = Seam()
     monkeypatch.setattr(disk, "posix", seam)
     # The clock that says when a group of changes has waited long enough would add a few.
-    monkeypatch.setattr("minisend.spool.store._GROUP_SECONDS", 1e9)
+    monkeypatch.setattr("minisend.spool.changes._GROUP_SECONDS", 1e9)
     summary = flush(to_smarthost(spool, port), Selection(), log=log)
     assert summary == Summary(tried=count, deferred=count)
     assert probes == [0.0]
