@@ -137,6 +137,7 @@ def test_nothing_moves_while_a_directory_is_synced(queue, monkeypatch, slow):
     places = put_fast(queue, monkeypatch, 51)
     remove(queue, places[:50])
     assert slow.begun.acquire(timeout=_PATIENCE)
+    assert not queue.changes.moving.acquire(blocking=False)
     real = disk.rename
 
     def rename(*arguments: object) -> None:
