@@ -25,8 +25,9 @@ _GROUP_COUNT = 100
 _GROUP_SECONDS = 1.0
 # Removals with which the thread begins an fsync, so that it is through before there are too many.
 _SOON = 50
-# Removed files with which it begins to close them; twice as many may be open.
+# Removed files with which it begins to close them, and how many may be open.
 _CLOSE_COUNT = 16
+_CLOSE_MOST = 64
 
 
 class Changes:
@@ -97,7 +98,7 @@ class Changes:
     def close_removed(self, fd: int) -> None:
         """Close the descriptor of a file that was removed, now or soon."""
         with self._lock:
-            kept = len(self._removed) < 2 * _CLOSE_COUNT and not self._strict and not self._ending
+            kept = len(self._removed) < _CLOSE_MOST and not self._strict and not self._ending
             if kept:
                 self._removed.append(fd)
             full = len(self._removed) >= _CLOSE_COUNT and not self._call()
@@ -139,26 +140,25 @@ class Changes:
         disk.close_all(removed)
 
     def _sync(self) -> None:
-        # Nothing may be moved between these calls.
-        with self.moving:
+        """Under ``moving``: nothing may be moved between these calls."""
+        with self._lock:
+            dirty, self._dirty = self._dirty, set()
+            count, self._count, self._removals = self._count, 0, 0
+            since = self._since
+            self._under_way, self._under_way_since = count, since
+        done = False
+        try:
+            for state in self._order:
+                if state in dirty:
+                    disk.fsync(self._directory(state))
+            done = True
+        finally:
             with self._lock:
-                dirty, self._dirty = self._dirty, set()
-                count, self._count, self._removals = self._count, 0, 0
-                since = self._since
-                self._under_way, self._under_way_since = count, since
-            done = False
-            try:
-                for state in self._order:
-                    if state in dirty:
-                        disk.fsync(self._directory(state))
-                done = True
-            finally:
-                with self._lock:
-                    self._under_way = 0
-                    if not done:
-                        self._dirty |= dirty
-                        self._count += count
-                        self._since = since
+                self._under_way = 0
+                if not done:
+                    self._dirty |= dirty
+                    self._count += count
+                    self._since = since
 
     # -- the thread
 

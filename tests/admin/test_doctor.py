@@ -685,9 +685,11 @@ def test_dnspython(crafted, own, monkeypatch, there):
         assert (code, row) == (1, ("fail", "dns", text, "python3 -m pip install dnspython"))
 
 
-def test_clock(crafted, own, no_dns, monkeypatch):
-    monkeypatch.setattr("time.time", lambda: -60.0)
-    code, found = own()
+def test_clock(crafted, own, no_dns):
+    # A context of its own: what ``monkeypatch`` puts back, it puts back after ``fixed_time`` has ended.
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("time.time", lambda: -60.0)
+        code, found = own()
     text = "TIME: before this program was made; mail waits or expires at the wrong time"
     assert (code, failed(found)) == (1, [("clock", text, "timedatectl set-ntp true")])
 

@@ -137,6 +137,7 @@ def test_nothing_moves_while_a_directory_is_synced(queue, monkeypatch, slow):
     places = put_fast(queue, monkeypatch, 51)
     remove(queue, places[:50])
     assert slow.begun.acquire(timeout=_PATIENCE)
+    assert not queue.changes.moving.acquire(blocking=False)
     real = disk.rename
 
     def rename(*arguments: object) -> None:
@@ -194,7 +195,7 @@ def test_closing_waits_for_the_thread(tmp_path, monkeypatch):
 def test_removed_files_do_not_pile_up(queue, monkeypatch):
     """Small ones wait for each other, a large one gives its room back at once."""
     monkeypatch.setattr("time.monotonic", lambda: 0.0)
-    large, *places = [put(queue, "f" * 16, b"\n" + b"x" * 70_000), *filled(queue, 80)]
+    large, *places = [put(queue, "f" * 16, b"\n" + b"x" * 70_000), *filled(queue, 95)]
     remove(queue, [places.pop()])
     opened = descriptors()
     remove(queue, [large])
@@ -215,8 +216,8 @@ def test_removed_files_do_not_pile_up(queue, monkeypatch):
         if number == 16:
             assert begun.acquire(timeout=_PATIENCE)
         counts.append(descriptors() - opened)
-    # One more was open before.  The thread has a batch in hand, and as many as two wait for it.
-    most = 3 * 16 - 1
+    # One more was open before.  The thread has a batch in hand, and others wait for it.
+    most = 16 + 64 - 1
     assert counts == [*range(1, most), *[most] * (len(places) - most + 1)]
     held.set()
     queue.sync()
