@@ -494,7 +494,7 @@ def test_of_all_accounts_so_many(served, monkeypatch):
 
 def test_a_client_that_is_told_busy_has_handed_nothing_over(served, monkeypatch):
     monkeypatch.setattr(service, "MOST", 0)
-    with path_to(served) as path, pytest.raises(client.NotServed, match="^the service is busy$"):
+    with path_to(served) as path, pytest.raises(client.NotServed, match=r"^the service is busy$"):
         client.submit(path, ID, said(), [MESSAGE])
     served.ended()
     assert served.queued() == {}
