@@ -87,7 +87,7 @@ def submit(
     """Hand a message to the service at ``path``; the queue id when it is on disk.
 
     ``submission``  its id, 16 octets
-    ``message``     in pieces, read once; an empty piece: nothing has come for a while
+    ``message``     in pieces, read once; an empty piece: nothing has come for a while, which the service is told
     ``size``        as far as it is known, else 0
     ``later``       its delivery is not to be begun at once
     Raises NotServed, Lost, Refused, and what reading ``message`` raises: then it is not kept.
@@ -188,7 +188,9 @@ def _hand_over(
                 part = frame(MESSAGE, piece[start : start + PIECE])
                 waiting.append(part)
                 length += len(part)
-            if length >= PIECE:
+            if not piece:
+                waiting.append(frame(MESSAGE, b""))
+            if length >= PIECE or not piece:
                 stream.send(b"".join(waiting), _WRITE)
                 waiting.clear()
                 length = 0

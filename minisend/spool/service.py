@@ -292,7 +292,13 @@ class Service:
         octets = crc = 0
         first = bytearray()
         while True:
-            kind, piece = stream.frame(_NEXT_FRAME, limits)
+            try:
+                kind, piece = stream.frame(_NEXT_FRAME, limits)
+            except TimeoutError as exc:
+                raise SpoolError(f"nothing came from the client for {_NEXT_FRAME:g} s") from exc
+            except OSError as exc:
+                # To ``enqueue`` it would be one of the disk's.
+                raise Broken(exc.strerror) from exc
             if kind == protocol.END:
                 break
             octets += len(piece)

@@ -135,7 +135,8 @@ def _first_octets(pieces: "Iterator[bytes]") -> "tuple[list[bytes], bool]":
     first = []
     length = 0
     for piece in pieces:
-        first.append(piece)
+        if piece:
+            first.append(piece)
         length += len(piece)
         if length >= _KEPT_OCTETS:
             return first, False

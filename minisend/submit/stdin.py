@@ -15,15 +15,19 @@ if TYPE_CHECKING:
 
 _PIECE = 256 * 1024
 _PATIENCE = 1000  # milliseconds
+# So many of them without anything to read are told.
+_SILENCE = 60
 # lseek(2): SEEK_CUR, which Python has in os alone.
 _FROM_HERE = 1
 
 
 def pieces(fd: int = 0) -> "Iterator[bytes]":
-    """What can be read from ``fd`` up to its end, in non-empty pieces.  Raises ReadError."""
+    """What can be read from ``fd`` up to its end; an empty piece each minute in which nothing came.  Raises ReadError."""
     _check(fd)
     while True:
-        _wait(fd)
+        if not _wait(fd):
+            yield b""
+            continue
         try:
             piece = posix.read(fd, _PIECE)
         except BlockingIOError:
@@ -45,16 +49,15 @@ def _check(fd: int) -> None:
         raise ReadError("standard input: not open for reading")
 
 
-def _wait(fd: int) -> None:
-    """Until there is something to read, an end or an error.
+def _wait(fd: int) -> bool:
+    """Until there is something to read, an end or an error; False after a minute without.
 
     Each call to the kernel has an end, also where the descriptor blocks: a signal that comes just before a call is
     noticed when the call returns.
     """
     poller = select.poll()
     poller.register(fd, select.POLLIN)
-    while not poller.poll(_PATIENCE):
-        pass
+    return any(poller.poll(_PATIENCE) for _ in range(_SILENCE))
 
 
 def size(fd: int = 0) -> int:
@@ -76,6 +79,9 @@ def until_dot(source: "Iterator[bytes]") -> "Iterator[bytes]":
     held = b"\n"
     first = True
     for piece in source:
+        if not piece:
+            yield piece
+            continue
         text = held + piece
         end = _dot_line(text)
         if end >= 0:

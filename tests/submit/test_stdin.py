@@ -36,7 +36,7 @@ def test_a_pipe_that_has_no_octets_yet_is_waited_for(pipe, monkeypatch):
     def noted(fd):
         waits.append(fd)
         waiting.release()
-        real(fd)
+        return real(fd)
 
     monkeypatch.setattr(stdin, "_wait", noted)
 
@@ -134,3 +134,20 @@ def test_a_large_message_passes_in_pieces():
     out = list(until_dot(iter([b"x" * 1000 + b"\n"] * 1000)))
     assert max(map(len, out)) < 1100
     assert b"".join(out) == (b"x" * 1000 + b"\n") * 1000
+
+
+def test_a_pause_is_told(monkeypatch):
+    """By an empty piece, which is no end; and a dot on a line of its own is found on both sides of it."""
+    monkeypatch.setattr(stdin, "_PATIENCE", 1)
+    read, write = os.pipe()
+    try:
+        source = stdin.until_dot(stdin.pieces(read))
+        os.write(write, b"one\n.")
+        assert next(source) == b"one"
+        assert next(source) == b""
+        assert next(source) == b""
+        os.write(write, b"\ntwo\n")
+        assert [piece for piece in source if piece] == [b"\n"]
+    finally:
+        os.close(read)
+        os.close(write)

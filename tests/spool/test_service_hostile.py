@@ -1,0 +1,543 @@
+"""Clients of the socket service that are killed, lie, or speak something else: each hurts its own connection, and nothing is kept of it."""
+
+import os
+import socket
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from minisend.envelope import Envelope, Recipient
+from minisend.log import Log
+from minisend.spool import client, protocol, service
+from minisend.spool.enqueue import Floor, new_queue_id
+from minisend.spool.limits import Usage
+from minisend.spool.protocol import frame
+from minisend.spool.record import format_head
+from minisend.spool.service import Service, Settings
+from spool.make import RecordingQueue, listing
+
+ID = bytes(range(16))
+QUEUE_ID = new_queue_id(ID)
+MESSAGE = b"Subject: hello\n\nHello.\n"
+LIMIT = 100_000
+DEADLINE = 20.0
+GREETING = b"minisend 1\n"
+
+
+class Recorded(Log):
+    """A log that keeps its lines."""
+
+    def __init__(self) -> None:
+        super().__init__(syslog=False, stderr=False)
+        self.lines: list[str] = []
+
+    def info(self, text: str) -> None:
+        self.lines.append(text)
+
+    warning = error = info
+
+
+class Served:
+    """A service on a queue, and its clients: each is the other end of a pair of sockets."""
+
+    def __init__(self, queue: RecordingQueue, **limits: int) -> None:
+        self.queue = queue
+        self.log = Recorded()
+        usage = Usage(**{"messages": 0, "octets": 0, "rate": 0, **limits}, clock=time.monotonic)
+        self.service = Service(
+            queue, Settings(limit=LIMIT, floor=Floor("", 0, 0), usage=usage), self.log
+        )
+
+    def connect(self) -> socket.socket:
+        ours, theirs = socket.socketpair()
+        ours.settimeout(DEADLINE)
+        self.service.take(theirs)
+        return ours
+
+    @contextmanager
+    def greeted(self) -> Iterator[socket.socket]:
+        with self.connect() as connection:
+            assert read_line(connection) == GREETING
+            yield connection
+
+    def say(self, octets: bytes, *, half: bool = True) -> bytes:
+        """Say this, end, and read what comes; or, unless ``half``, be gone."""
+        with self.connect() as connection:
+            answer = b""
+            try:
+                connection.sendall(octets)
+                connection.shutdown(socket.SHUT_WR)
+                while half and (piece := connection.recv(65536)):
+                    answer += piece
+            except (BrokenPipeError, ConnectionResetError):
+                pass  # it has heard enough
+        self.ended()
+        return answer
+
+    def ended(self) -> None:
+        """No connection is served any more, and what was served has left no trace."""
+        assert self.service.wait(DEADLINE)
+        assert [line for line in self.log.lines if "event=bug" in line] == []
+        assert self.service._open == {}
+        assert self.service._under_way == {}
+
+    def queued(self) -> dict[str, list[str]]:
+        return listing(self.queue.spool)
+
+
+@pytest.fixture
+def served(queue):
+    return Served(queue)
+
+
+def read_line(connection: socket.socket) -> bytes:
+    line = b""
+    while not line.endswith(b"\n") and (octet := connection.recv(1)):
+        line += octet
+    return line
+
+
+def said(**changes: object) -> Envelope:
+    values: dict[str, object] = {"arrived": 1.0, "sender_given": True} | changes
+    return Envelope("0" * 16, b"ann@example.org", [Recipient(b"bob@example.net")], **values)
+
+
+HEAD = format_head(said(), len(MESSAGE))
+REQUEST = b"SUBMIT " + ID.hex().encode() + b"\n"
+ENVELOPE = frame(b"E", HEAD)
+END = frame(b"Z", b"23 c84d920e")
+WHOLE = REQUEST + ENVELOPE + frame(b"M", MESSAGE[:5]) + frame(b"M", MESSAGE[5:]) + END
+OK = b"OK " + QUEUE_ID.encode() + b"\n"
+
+
+def test_the_whole_one(served):
+    """What the others are cut from and made of is a submission that is taken."""
+    assert served.say(WHOLE + b"ACK\n") == GREETING + OK
+    assert served.queued() == {"new": [QUEUE_ID]}
+
+
+@pytest.mark.parametrize("half", [True, False], ids=["half-closed", "gone"])
+def test_cut_at_every_octet(served, half):
+    for length in range(len(WHOLE)):
+        answer = served.say(WHOLE[:length], half=half)
+        assert answer in (GREETING, b""), length
+        assert served.queued() == {}, length
+    assert os.listdir(f"{served.queue.spool}/queue/tmp") == []
+    # Nothing of them stands in the way of the one that comes whole.
+    assert served.say(WHOLE) == GREETING + OK
+
+
+@pytest.mark.parametrize(
+    "request_line",
+    [b"STATUS " + ID.hex().encode() + b"\n", b"LIST\n", b"REMOVE 0123456789abcdef\n", b"FLUSH\n"],
+)
+def test_other_requests_cut_at_every_octet(served, request_line):
+    assert served.say(WHOLE + b"ACK\n") == GREETING + OK
+    for length in range(len(request_line)):
+        for half in (True, False):
+            assert served.say(request_line[:length], half=half) in (GREETING, b"")
+    assert served.queued() == {"new": [QUEUE_ID]}
+
+
+NOT_A_REQUEST = b"NO 65 5.6.0 not a request\n"
+NO_ID = b"NO 65 5.6.0 not a submission id\n"
+WRONG_SUM = b"NO 65 5.6.0 the message is not the one that was announced\n"
+
+
+@pytest.mark.parametrize(
+    ("octets", "answer"),
+    [
+        pytest.param(b"\n", NOT_A_REQUEST, id="empty line"),
+        pytest.param(b"EHLO x\r\n", NOT_A_REQUEST, id="smtp"),
+        pytest.param(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n", NOT_A_REQUEST, id="http"),
+        pytest.param(b"submit " + ID.hex().encode() + b"\n", NOT_A_REQUEST, id="small letters"),
+        pytest.param(b"\0\xff\n", NOT_A_REQUEST, id="no text"),
+        pytest.param(b"SUBMIT\n", NO_ID, id="no id"),
+        pytest.param(b"SUBMIT  \n", NO_ID, id="blanks"),
+        pytest.param(b"SUBMIT " + b"0" * 31 + b"\n", NO_ID, id="short id"),
+        pytest.param(b"SUBMIT " + b"0" * 33 + b"\n", NO_ID, id="long id"),
+        pytest.param(b"SUBMIT " + b"A" * 32 + b"\n", NO_ID, id="capitals"),
+        pytest.param(b"SUBMIT " + b"\xd9\xa0" * 16 + b"\n", NO_ID, id="other digits"),
+        pytest.param(b"STATUS " + b"../" * 10 + b"..\n", NO_ID, id="a path"),
+        pytest.param(
+            REQUEST[:-1] + b" now\n", b"NO 65 5.6.0 an option that nobody knows\n", id="option"
+        ),
+        pytest.param(b"x" * 3000, b"", id="line without an end"),
+        pytest.param(REQUEST + frame(b"M", MESSAGE), b"", id="message first"),
+        pytest.param(REQUEST + END, b"", id="end first"),
+        pytest.param(REQUEST + frame(b"L", b""), b"", id="a frame of the service"),
+        pytest.param(REQUEST + b"e" + ENVELOPE[1:], b"", id="kind in small letters"),
+        pytest.param(REQUEST + b"E\xff\xff\xff\xff", b"", id="four gigabytes of envelope"),
+        pytest.param(
+            REQUEST + b"E" + (protocol.LONGEST_ENVELOPE + 1).to_bytes(4, "big") + b"x" * 100_000,
+            b"",
+            id="envelope too long by one",
+        ),
+        pytest.param(
+            REQUEST + frame(b"E", b""),
+            b"NO 65 5.6.0 envelope: ",
+            id="empty envelope",
+        ),
+        pytest.param(REQUEST + frame(b"E", b"\0" * 500), b"NO 65 5.6.0 envelope: ", id="zeros"),
+        pytest.param(
+            REQUEST + frame(b"E", HEAD + b"x"),
+            b"NO 65 5.6.0 envelope: it does not end where its frame does\n",
+            id="more behind the envelope",
+        ),
+        pytest.param(
+            REQUEST + frame(b"E", HEAD[:-1]), b"NO 65 5.6.0 envelope: ", id="less of the envelope"
+        ),
+        pytest.param(REQUEST + ENVELOPE + ENVELOPE, b"", id="two envelopes"),
+        pytest.param(
+            REQUEST + ENVELOPE + b"M" + (protocol.PIECE + 1).to_bytes(4, "big") + b"x" * 70_000,
+            b"",
+            id="piece too long by one",
+        ),
+        pytest.param(REQUEST + ENVELOPE + b"Z\0\0\0\x29" + b"0" * 41, b"", id="end too long"),
+        pytest.param(REQUEST + ENVELOPE + frame(b"Z", b""), WRONG_SUM, id="empty end"),
+        pytest.param(
+            REQUEST + ENVELOPE + frame(b"M", MESSAGE[:-1]) + END, WRONG_SUM, id="an octet short"
+        ),
+        pytest.param(
+            REQUEST + ENVELOPE + frame(b"M", MESSAGE[:-1] + b"x") + END, WRONG_SUM, id="another sum"
+        ),
+        pytest.param(
+            REQUEST + ENVELOPE + frame(b"M", MESSAGE) + frame(b"Z", b"23 C84D920E"),
+            WRONG_SUM,
+            id="sum in capitals",
+        ),
+        pytest.param(
+            REQUEST + ENVELOPE + frame(b"M", b"x" * 60_000) * 2,
+            b"NO 69 5.3.4 message larger than max_message_size (100000 octets)\n",
+            id="larger than is taken",
+        ),
+        pytest.param(
+            REQUEST + frame(b"E", format_head(said(), LIMIT + 1)),
+            b"NO 69 5.3.4 message larger than max_message_size (100000 octets)\n",
+            id="announced larger",
+        ),
+        pytest.param(
+            REQUEST + frame(b"E", format_head(said(body="9BIT"), 0)),
+            b"NO 65 5.6.0 BODY: not a value it has: '9BIT'\n",
+            id="a parameter that is none",
+        ),
+    ],
+)
+def test_what_is_no_submission(served, octets, answer):
+    heard = served.say(octets)
+    if answer.endswith(b"\n") or not answer:
+        assert heard == GREETING + answer
+    else:
+        assert heard.startswith(GREETING + answer)
+        assert heard.count(b"\n") == 2
+    assert served.queued() == {}
+
+
+def test_what_stands_behind_the_end_is_not_read_as_anything(served):
+    assert served.say(WHOLE + frame(b"M", b"more") + b"REMOVE x\n") == GREETING + OK
+    assert served.queued() == {"new": [QUEUE_ID]}
+
+
+def test_empty_pieces_without_end_are_the_client_s_own_time(served):
+    assert served.say(REQUEST + ENVELOPE + frame(b"M", b"") * 5000) == GREETING
+    assert served.queued() == {}
+
+
+# -- time
+
+
+def test_who_says_nothing(served, monkeypatch):
+    monkeypatch.setattr(service, "_REQUEST", 0.2)
+    with served.greeted() as connection:
+        assert connection.recv(1) == b""
+    served.ended()
+
+
+def test_an_octet_now_and_then_gains_no_time(served, monkeypatch):
+    monkeypatch.setattr(service, "_REQUEST", 0.5)
+    began = time.monotonic()
+    with served.greeted() as connection:
+        try:
+            while time.monotonic() < began + DEADLINE:
+                connection.sendall(b"S")
+                connection.settimeout(0.05)
+                try:
+                    if not connection.recv(1):
+                        break
+                except TimeoutError:
+                    pass
+        except (BrokenPipeError, ConnectionResetError):
+            pass
+    assert time.monotonic() < began + DEADLINE
+    served.ended()
+
+
+SILENT = b"NO 75 4.3.0 nothing came from the client for 0.2 s\n"
+
+
+@pytest.mark.parametrize(
+    ("begun", "answer"),
+    [
+        pytest.param(REQUEST, b"", id="envelope"),
+        pytest.param(REQUEST + ENVELOPE[:20], b"", id="in the envelope"),
+        pytest.param(REQUEST + ENVELOPE, SILENT, id="message"),
+        pytest.param(REQUEST + ENVELOPE + b"M\0\0\1\0xx", SILENT, id="in the message"),
+    ],
+)
+def test_who_stops_in_the_middle(served, monkeypatch, begun, answer):
+    monkeypatch.setattr(service, "_NEXT_FRAME", 0.2)
+    with served.greeted() as connection:
+        connection.sendall(begun)
+        assert read_line(connection) == answer
+    served.ended()
+    assert served.queued() == {}
+
+
+def test_a_client_whose_own_input_is_slow_says_that_it_is_there(served, monkeypatch):
+    """However long a pause it makes: an empty piece now and then is all that is needed."""
+    monkeypatch.setattr(service, "_NEXT_FRAME", 0.4)
+
+    def slow() -> Iterator[bytes]:
+        yield MESSAGE[:5]
+        for _ in range(10):
+            time.sleep(0.1)
+            yield b""
+        yield MESSAGE[5:]
+
+    with path_to(served) as path:
+        assert client.submit(path, ID, said(), slow()) == QUEUE_ID
+    served.ended()
+    assert served.queued() == {"new": [QUEUE_ID]}
+
+
+@contextmanager
+def path_to(served: Served) -> Iterator[str]:
+    """A socket on which one client is served."""
+    with tempfile.TemporaryDirectory() as directory, socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(f"{directory}/s")
+        listening.listen()
+        thread = threading.Thread(target=lambda: served.service.take(listening.accept()[0]))
+        thread.start()
+        yield f"{directory}/s"
+        thread.join()
+
+
+def test_who_never_reads(served, monkeypatch):
+    """A listing that does not fit into the socket, to somebody who does not take it."""
+    monkeypatch.setattr(service, "_ANSWER", 0.3)
+    wide = said()
+    wide.recipients = [Recipient(b"%040d@example.net" % n) for n in range(10_000)]
+    octets = REQUEST + frame(b"E", format_head(wide, 0)) + frame(b"Z", b"0 00000000")
+    assert served.say(octets) == GREETING + OK
+    with served.greeted() as connection:
+        connection.sendall(b"LIST\n")
+        served.ended()
+
+
+# -- the same submission more than once
+
+
+def test_many_copies_at_once_are_one_message(served):
+    answers: list[bytes] = []
+    threads = [
+        threading.Thread(target=lambda: answers.append(served_say(served, WHOLE + b"ACK\n")))
+        for _ in range(16)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    served.ended()
+    assert answers == [GREETING + OK] * 16
+    assert served.queued() == {"new": [QUEUE_ID]}
+    assert len([line for line in served.log.lines if "event=queued" in line]) == 1
+
+
+def served_say(served: Served, octets: bytes) -> bytes:
+    """As ``say``, beside others."""
+    with served.connect() as connection:
+        connection.sendall(octets)
+        connection.shutdown(socket.SHUT_WR)
+        answer = b""
+        while piece := connection.recv(65536):
+            answer += piece
+    return answer
+
+
+STATUS = b"STATUS " + ID.hex().encode() + b"\n"
+
+
+def test_one_that_is_under_way_is_waited_for(served):
+    with served.greeted() as first, served.greeted() as second:
+        first.sendall(WHOLE[: -len(END)])
+        until(lambda: served.service._under_way)
+        second.sendall(STATUS)
+        first.sendall(END)
+        assert read_line(first) == OK
+        assert read_line(second) == OK
+    served.ended()
+    assert served.queued() == {"new": [QUEUE_ID]}
+
+
+def test_one_that_is_under_way_for_too_long_is_void(served, monkeypatch):
+    """Who hears "no" may send it another way, so it is not taken after that: not by this connection, nor by a new one."""
+    monkeypatch.setattr(service, "_BUSY", 0.2)
+    with served.greeted() as first, served.greeted() as second:
+        first.sendall(WHOLE[: -len(END)])
+        until(lambda: served.service._under_way)
+        second.sendall(STATUS)
+        # The one that asks waits for the end of the other one, which has to come.
+        until(lambda: any(each.void for each in served.service._under_way.values()))
+        first.sendall(END)
+        assert read_line(first) == b"NO 75 4.3.0 this submission was given up\n"
+        assert read_line(second) == b"NO 75 4.3.0 no such submission\n"
+    served.ended()
+    assert served.say(WHOLE) == GREETING + b"NO 75 4.3.0 this submission was given up\n"
+    assert served.queued() == {}
+
+
+def test_one_that_does_not_end_is_told_neither_way(served, monkeypatch):
+    monkeypatch.setattr(service, "_BUSY", 0.1)
+    with served.greeted() as first, served.greeted() as second:
+        first.sendall(WHOLE[: -len(END)])
+        until(lambda: served.service._under_way)
+        second.sendall(STATUS)
+        assert second.recv(1) == b""
+    served.ended()
+    assert served.queued() == {}
+
+
+def test_one_that_is_not_known_is_void(served):
+    assert served.say(STATUS) == GREETING + b"NO 75 4.3.0 no such submission\n"
+    assert served.say(WHOLE) == GREETING + b"NO 75 4.3.0 this submission was given up\n"
+    assert served.queued() == {}
+
+
+def test_one_that_was_delivered_is_not_taken_again(served):
+    assert served.say(WHOLE) == GREETING + OK
+    deliver(served)
+    assert served.queued() == {}
+    assert served.say(WHOLE) == GREETING + OK
+    assert served.say(STATUS) == GREETING + OK
+    assert served.queued() == {}
+
+
+def test_one_that_was_acknowledged_leaves_nothing(served):
+    assert served.say(WHOLE + b"ACK\n") == GREETING + OK
+    deliver(served)
+    tombstones = f"{served.queue.spool}/queue/tombstones"
+    assert not os.path.exists(tombstones)
+    assert served.say(STATUS) == GREETING + b"NO 75 4.3.0 no such submission\n"
+
+
+def test_half_an_acknowledgement_is_none(served):
+    for heard in (b"", b"AC", b"ACK", b"NAK\n", b"x" * 5000):
+        assert served.say(WHOLE + heard) == GREETING + OK
+        deliver(served)
+        assert os.listdir(f"{served.queue.spool}/queue/tombstones") == [QUEUE_ID]
+
+
+def deliver(served: Served) -> None:
+    for place in list(served.queue.places("new")):
+        with served.queue.claim(place) as entry:
+            entry.remove()
+
+
+def until(probe) -> None:
+    end = time.monotonic() + DEADLINE
+    while not probe():
+        assert time.monotonic() < end
+        time.sleep(0.002)
+
+
+# -- many
+
+
+def test_of_one_account_so_many(served, monkeypatch):
+    monkeypatch.setattr(service, "MOST_OF_ONE", 3)
+    uid = [1000]
+    monkeypatch.setattr(service, "_peer", lambda connection: uid[0])
+    held = [served.connect() for _ in range(3)]
+    assert [read_line(each) for each in held] == [GREETING] * 3
+    with served.connect() as another:
+        assert another.recv(100) == b"busy\n"
+        assert another.recv(1) == b""
+    uid[0] = 1001
+    assert served_say(served, WHOLE + b"ACK\n") == GREETING + OK
+    uid[0] = 1000
+    held.pop().close()
+    until(lambda: served.service._open.get(1000) == 2)
+    assert served_say(served, STATUS) == GREETING + b"OK " + OK[3:]
+    for each in held:
+        each.close()
+    served.ended()
+
+
+def test_of_all_accounts_so_many(served, monkeypatch):
+    monkeypatch.setattr(service, "MOST", 4)
+    numbers = iter(range(1000, 2000))
+    monkeypatch.setattr(service, "_peer", lambda connection: next(numbers))
+    held = [served.connect() for _ in range(4)]
+    assert [read_line(each) for each in held] == [GREETING] * 4
+    with served.connect() as another:
+        assert another.recv(100) == b"busy\n"
+    for each in held:
+        each.close()
+    served.ended()
+
+
+def test_a_client_that_is_told_busy_has_handed_nothing_over(served, monkeypatch):
+    monkeypatch.setattr(service, "MOST", 0)
+    with path_to(served) as path, pytest.raises(client.NotServed, match=r"^the service is busy$"):
+        client.submit(path, ID, said(), [MESSAGE])
+    served.ended()
+    assert served.queued() == {}
+
+
+def test_one_that_is_over_a_limit_is_not_kept(queue):
+    served = Served(queue, octets=30)
+    assert served.say(WHOLE + b"ACK\n") == GREETING + OK
+    second = WHOLE.replace(ID.hex().encode(), b"f" * 32)
+    answer = served.say(second)
+    assert answer.startswith(GREETING + b"NO 75 4.3.0 uid ")
+    assert b"octets_per_uid" in answer
+    assert served.queued() == {"new": [QUEUE_ID]}
+
+
+# -- anything
+
+WORDS = [b"SUBMIT ", b"STATUS ", b"LIST", b"REMOVE ", b"FLUSH", b"ACK", b" later", b"\n", b"\0"]
+PARTS = st.one_of(
+    st.binary(max_size=40),
+    st.sampled_from(
+        [*WORDS, ID.hex().encode(), REQUEST, ENVELOPE, END, frame(b"M", MESSAGE), WHOLE, STATUS]
+    ),
+    st.builds(frame, st.sampled_from([b"E", b"M", b"Z", b"L", b"x"]), st.binary(max_size=60)),
+    st.builds(
+        lambda at, octet: ENVELOPE[:at] + bytes([octet]) + ENVELOPE[at + 1 :],
+        st.integers(0, len(ENVELOPE) - 1),
+        st.integers(0, 255),
+    ),
+)
+
+
+@given(st.lists(PARTS, max_size=8).map(b"".join), st.booleans())
+def test_whatever_is_said(octets, half):
+    with tempfile.TemporaryDirectory() as directory:
+        with RecordingQueue(f"{directory}/spool") as queue:
+            served = Served(queue)
+            answer = served.say(octets, half=half)
+            assert not half or answer.startswith(GREETING)
+            kept = served.queued()
+            assert set(kept) <= {"new"}
+            for name in kept.get("new", []):
+                place = next(iter(queue.places("new")))
+                with queue.claim(place) as entry:
+                    assert b"".join(entry.verified_octets(b"", 0)) is not None
+                assert not half or b"OK " + name.encode() in answer
