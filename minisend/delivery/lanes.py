@@ -472,14 +472,23 @@ class Lanes:
             )
         return replace(down, until=min(down.until, latest))
 
-    def failed(self, destination: _Destination, lane: "_Lane", verdict: Verdict) -> Down | None:
-        """No server let this lane in: what its message, and all others, wait for.  None while there are lanes that were let in."""
-        spool = self._run.config.spool
+    def others_are_there(self, destination: _Destination, lane: "_Lane") -> bool:
+        """This lane was not let in again.  Whether there are others, in or about to be: the messages are for those.
+
+        The last of them is the probe that says whether the destination is down.
+        """
         with self._lock:
             destination.open -= lane.is_open
             lane.is_open = False
-            if destination.open:
+            if destination.lanes > 1:
                 self.turned_away(destination)
+            return destination.lanes > 1
+
+    def failed(self, destination: _Destination, lane: "_Lane", verdict: Verdict) -> Down | None:
+        """No server let this lane in: what its message, and all others, wait for.  None where there are other lanes."""
+        spool = self._run.config.spool
+        with self._lock:
+            if self.others_are_there(destination, lane):
                 return None
             down = destination.down = after_failure(
                 destination.down,
@@ -509,6 +518,7 @@ class _Lane:
         self._in_hand: dict[_Carried, None] = {}
         self.is_open = False
         self.is_coming = True
+        self.is_turned_away = False
 
     def work(self) -> None:
         """Serve the destination for as long as there is something to do."""
@@ -536,6 +546,8 @@ class _Lane:
                     carried = self._take(work)
                     if carried is not None:
                         remote.serve(carried, self._more)
+                    if self.is_turned_away:
+                        break
             except Stopped:
                 pass
             finally:
@@ -651,6 +663,12 @@ class _Carried:
         lane._in_hand.pop(self, None)
         self._work.attempt = self._attempt
         lane._lanes.take_back(lane._destination, self._work)
+
+    def turned_away(self) -> bool:
+        """See ``remote.Job``."""
+        lane = self._lane
+        lane.is_turned_away = lane._lanes.others_are_there(lane._destination, lane)
+        return lane.is_turned_away
 
     def done(self, unreachable: Verdict | None) -> None:
         """See ``remote.Job``."""
