@@ -97,8 +97,7 @@ class _Destination:
     """A next hop and its lanes.
 
     ``begun``   lanes so far
-    ``lanes``   threads; of them ``coming`` have not asked for work yet, ``idle`` wait for it, ``open`` have been let in,
-                ``opening`` may be let in at this moment
+    ``lanes``   threads; of them ``coming`` have not asked for work yet, ``idle`` wait for it, ``open`` have been let in
     ``limit``   lanes that it may have now, at most ``most``; each delivery adds ``growth``
     ``failed``  the wave and the time (seconds) of the last failure in this run
     """
@@ -118,7 +117,6 @@ class _Destination:
         self.coming = 0
         self.idle = 0
         self.open = 0
-        self.opening = 0
         self.begun = 0
         self.limit = 1.0
         self.growth = 1.0
@@ -396,16 +394,6 @@ class Lanes:
 
     # -- what is known of a destination
 
-    def open_ahead(self, destination: _Destination, remote: Remote) -> bool:
-        """A session for a further lane; while it is opened, nobody knows that no server lets anybody in."""
-        with self._lock:
-            destination.opening += 1
-        try:
-            return remote.open_ahead()
-        finally:
-            with self._lock:
-                destination.opening -= 1
-
     def let_in(self, destination: _Destination, lane: _Lane) -> None:
         """A server of this destination is ready for a message."""
         down = None
@@ -502,14 +490,23 @@ class Lanes:
             )
         return down.but(until=min(down.until, latest))
 
-    def failed(self, destination: _Destination, lane: _Lane, verdict: Verdict) -> Down | None:
-        """No server let this lane in: what its message, and all others, wait for.  None while there are lanes that were let in, or may be."""
-        spool = self._run.config.spool
+    def others_are_there(self, destination: _Destination, lane: _Lane) -> bool:
+        """This lane was not let in again.  Whether there are others, in or about to be: the messages are for those.
+
+        The last of them is the probe that says whether the destination is down.
+        """
         with self._lock:
             destination.open -= lane.is_open
             lane.is_open = False
-            if destination.open or destination.opening:
+            if destination.lanes > 1:
                 self.turned_away(destination)
+            return destination.lanes > 1
+
+    def failed(self, destination: _Destination, lane: _Lane, verdict: Verdict) -> Down | None:
+        """No server let this lane in: what its message, and all others, wait for.  None where there are other lanes."""
+        spool = self._run.config.spool
+        with self._lock:
+            if self.others_are_there(destination, lane):
                 return None
             down = destination.down = after_failure(
                 destination.down,
@@ -567,6 +564,7 @@ class _Lane:
         self._in_hand: dict[_Carried, None] = {}
         self.is_open = False
         self.is_coming = True
+        self.is_turned_away = False
 
     def work(self) -> None:
         """Serve the destination for as long as there is something to do."""
@@ -581,14 +579,12 @@ class _Lane:
             stopping=lambda: lanes.stopping,
             one_by_one=run.one_by_one,
         ) as remote:
-            if destination.open and not lanes.open_ahead(destination, remote):
+            if destination.open and not remote.open_ahead():
                 lanes.turned_away(destination)
                 return
             try:
                 while (work := lanes.next_work(destination, self)) is not None:
-                    if destination.open > self.is_open and not lanes.open_ahead(
-                        destination, remote
-                    ):
+                    if destination.open > self.is_open and not remote.open_ahead():
                         # Others are in, and it would put off whatever message it takes.
                         lanes.take_back(destination, work)
                         lanes.turned_away(destination)
@@ -596,6 +592,8 @@ class _Lane:
                     carried = self._take(work)
                     if carried is not None:
                         remote.serve(carried, self._more)
+                    if self.is_turned_away:
+                        break
             except Stopped:
                 pass
             finally:
@@ -699,6 +697,12 @@ class _Carried:
         lane._in_hand.pop(self, None)
         self._work.attempt = self._attempt
         lane._lanes.take_back(lane._destination, self._work)
+
+    def turned_away(self) -> bool:
+        """See ``remote.Job``."""
+        lane = self._lane
+        lane.is_turned_away = lane._lanes.others_are_there(lane._destination, lane)
+        return lane.is_turned_away
 
     def done(self, unreachable: Verdict | None) -> None:
         """See ``remote.Job``."""

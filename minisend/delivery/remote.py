@@ -143,6 +143,9 @@ class Job(Protocol):
     def give_back(self) -> None:
         """In place of ``done``: who has not been settled is to be sent to by somebody else, or later."""
 
+    def turned_away(self) -> bool:
+        """No server has let us in with it, as with ``done``.  True: it is to be given back, for others to try."""
+
     def done(self, unreachable: Verdict | None) -> None:
         """The last call.  ``unreachable``: no server has let us in; any other message would hear the same."""
 
@@ -216,6 +219,10 @@ class Remote:
                 unreachable = self._ask(errand, more, left)
             finally:
                 self._current = None
+            if unreachable is not None and errand.job.turned_away():
+                for other in (*reversed(left), errand):
+                    other.job.give_back()
+                return
             if errand.waiting:
                 errand.job.settle([errand.latest[index] for index in errand.waiting])
             if not errand.ended:

@@ -35,7 +35,7 @@ from minisend.delivery.flush import Selection, flush, new_run
 from minisend.delivery.lanes import Lanes
 from minisend.delivery.remote import Remote
 from minisend.delivery.route import NextHop
-from minisend.envelope import DELAYED, RELAYED
+from minisend.envelope import RELAYED
 from minisend.errors import SystemFault
 from minisend.spool.store import Place, Queue
 
@@ -310,21 +310,17 @@ def test_a_server_that_closes_after_each_message_is_not_asked_for_more_lanes_eac
     done: set[int] = set()
     with ScriptedServer(answer) as server:
         summary = flush(to_smarthost(spool, server.port), Selection(), log=log)
-    # Where a further lane was let in between two sessions of the first, that one is turned away with its message:
-    # of those lanes there are four at first, and then one for as many deliveries.
-    assert summary.tried == 30
-    assert summary.delivered + summary.deferred == 30
-    assert summary.deferred <= 12
-    assert len(server.messages) == summary.delivered
-    assert set(senders(server.messages)) <= set(sent)
-    assert len(refused) <= 20
+    # Where a further lane was let in between two sessions of the first, that one leaves its message to it.
+    assert summary == Summary(tried=30, delivered=30)
+    assert senders(server.messages) == sent
+    assert len(refused) <= 16
 
 
 def test_a_lane_that_is_not_let_in_again_leaves_the_messages_to_the_others(
     spool: str, log: Lines
 ) -> None:
-    """The second session is lost at its second message, and nobody is let in any more: one message waits, not all."""
-    put_many(spool, range(40), ANN)
+    """The second session is lost at its second message, and nobody is let in any more: the first takes that message too."""
+    sent = put_many(spool, range(40), ANN)
     second: list[int] = []
     refused = threading.Event()
 
@@ -347,11 +343,9 @@ def test_a_lane_that_is_not_let_in_again_leaves_the_messages_to_the_others(
 
     with ScriptedServer(answer) as server:
         config = to_smarthost(spool, server.port, delivery=Delivery(connections_per_host=2))
-        assert flush(config, Selection(), log=log) == Summary(tried=40, delivered=39, deferred=1)
-    assert len(server.messages) == 39
-    (waits,) = listing(spool)["cur"]
-    (outcome,) = read(spool, waits.partition(".")[2]).latest.values()
-    assert (outcome.action, outcome.status) == (DELAYED, "4.3.2")
+        assert flush(config, Selection(), log=log) == Summary(tried=40, delivered=40)
+    assert senders(server.messages) == sent
+    assert listing(spool) == {}
     # Not down, as the first lane was let in all the time.
     assert log.about("event=") == []
     assert not os.path.exists(f"{spool}/state/destinations")
@@ -445,20 +439,29 @@ def test_few_messages_get_their_turn_before_many_are_through(spool: str, log: Li
     put_many(spool, range(200), b"a@[127.0.0.1]")
     few = put_many(spool, range(200, 203), b"a@[127.0.0.2]")
     before: list[int] = []
+    few_are_through = threading.Event()
+
+    def answer_many(command: bytes) -> None:
+        # A turn of each of the two lanes, and what may go out while the new one connects.
+        held = command == END_OF_DATA and len(server.messages) >= 60
+        if held and not few_are_through.wait(_WAIT):
+            few_are_through.set()  # and ``before`` tells
+
+    def answer_few(command: bytes) -> None:
+        if command == END_OF_DATA:
+            before.append(len(server.messages))
+            if len(before) == len(few):
+                few_are_through.set()
+
     with (
-        ScriptedServer(port=port) as server,
-        ScriptedServer(
-            lambda command: before.append(len(server.messages)) if command == END_OF_DATA else None,
-            address="127.0.0.2",
-            port=port,
-        ) as other,
+        ScriptedServer(answer_many, port=port) as server,
+        ScriptedServer(answer_few, address="127.0.0.2", port=port) as other,
     ):
         config = to_literals(spool, port, delivery=Delivery(connections=2))
         assert flush(config, Selection(), log=log) == Summary(tried=203, delivered=203)
     assert senders(other.messages) == few
-    # A turn of each of the two lanes, and what went out while the new one connected.
-    assert before[0] <= 100
-    assert before[-1] <= 100
+    # Behind the sixtieth there is at most the one that the other lane has in hand.
+    assert before[-1] <= 61
 
 
 def test_of_two_next_hops_the_slow_one_does_not_keep_the_other_waiting(

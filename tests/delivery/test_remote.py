@@ -165,6 +165,10 @@ class Single:
     def give_back(self) -> None:
         self.ended += 1
 
+    def turned_away(self) -> bool:
+        # There is no other.
+        return False
+
     def done(self, unreachable: Verdict | None) -> None:
         self.ended += 1
         self.unreachable = unreachable

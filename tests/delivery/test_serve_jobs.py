@@ -57,6 +57,10 @@ class Job:
         assert not self.ended
         self.ended.append("given back")
 
+    def turned_away(self) -> bool:
+        # There is no other.
+        return False
+
     def done(self, unreachable: Verdict | None) -> None:
         assert not self.ended
         self.ended.append("unreachable" if unreachable is not None else "done")
