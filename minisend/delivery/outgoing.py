@@ -8,6 +8,7 @@ from minisend.envelope import Facts
 from minisend.message.complete import complete, facts_for
 from minisend.message.header import HEADER_LIMIT
 from minisend.message.header import split as split_header
+from minisend.spool.enqueue import Ruler
 from minisend.spool.record import EIGHT_BIT, LONG_LINE
 from minisend.spool.store import Entry
 
@@ -25,7 +26,7 @@ class Outgoing:
     ``wire_size``  octets with CRLF line ends; of a message over 1 MiB an estimate, its line ends not counted
                    (RFC 1870 section 6.1.2)
     ``eight_bit``  it has octets above 127
-    ``long_line``  it has lines of more than 998 octets; None when nobody has looked
+    ``long_line``  it has lines of more than 998 octets
     ``hops``       Received fields that the message came with
     """
 
@@ -61,7 +62,9 @@ class Outgoing:
             if returns := self._first.count(b"\r", at):
                 self.wire_size += returns - 2 * self._first.count(b"\r\n", at)
         self.eight_bit = EIGHT_BIT in entry.trailer.flags or not self.header.isascii()
-        self.long_line = None if entry.trailer.lines < 0 else LONG_LINE in entry.trailer.flags
+        self.long_line = (
+            LONG_LINE in entry.trailer.flags if entry.trailer.lines >= 0 else _has_long_line(entry)
+        )
 
     def body(self) -> "Iterator[bytes]":
         """The body in pieces, any line ends.  Raises BrokenRecord before its last piece when it is not as it was written."""
@@ -71,3 +74,13 @@ class Outgoing:
         """Header and body; raises as ``body``."""
         yield self.header
         yield from self.body()
+
+
+def _has_long_line(entry: Entry) -> bool:
+    """Of a message whose lines were not measured when it came, for they were too many: that was not to be waited for."""
+    ruler = Ruler()
+    for piece in entry.octets():
+        ruler.add(piece)
+        if ruler.is_long:
+            return True
+    return ruler.is_long

@@ -65,7 +65,7 @@ class Content(Value):
     ``size``       octets with CRLF line ends, as near as is known
     ``eight_bit``  it has octets above 127
     ``header``     with the empty line that ends it, as in ``octets``
-    ``long_line``  it has lines of more than 998 octets; None when nobody has looked
+    ``long_line``  it has lines of more than 998 octets
     ``ret``, ``envid``, ``dsn``  what its sender asked for (RFC 3461); ``dsn`` by index of the recipient
     """
 
@@ -80,7 +80,7 @@ class Content(Value):
         size: int,
         eight_bit: bool,
         header: bytes = b"",
-        long_line: bool | None = False,
+        long_line: bool = False,
         ret: str = "",
         envid: str = "",
         dsn: Mapping[int, DsnRequest] | None = None,
@@ -100,7 +100,7 @@ class Content(Value):
 
         Raises CannotConvert when it would have to be changed for it in a way that breaks it, and what ``octets`` raises.
         """
-        if not self.eight_bit and self.long_line is False:
+        if not self.eight_bit and not self.long_line:
             return self.octets, self.size, False
         from minisend.message import convert
 

@@ -111,17 +111,17 @@ class Conversion:
         return size if last.endswith(b"\n") else size + 2
 
 
-def needs(header: bytes, *, eight_bit: bool, long_line: bool | None, eightbitmime: bool) -> str:
+def needs(header: bytes, *, eight_bit: bool, long_line: bool, eightbitmime: bool) -> str:
     """What a message needs before a server takes it: NOTHING | LINES | SEVEN_BIT; nothing of the body is read.
 
     ``header``        as it goes out, LF line ends
     ``eight_bit``     header or body has octets above 127
-    ``long_line``     a line of the message as it came has more than 998 octets; None: nobody has looked
+    ``long_line``     a line of the message as it came has more than 998 octets
     ``eightbitmime``  the server offers it
     """
     if eight_bit and not eightbitmime:
         return SEVEN_BIT
-    if long_line is not False or max(map(len, header.split(b"\n"))) > transport.LINE_LIMIT:
+    if long_line or max(map(len, header.split(b"\n"))) > transport.LINE_LIMIT:
         return LINES
     return NOTHING
 

@@ -131,7 +131,7 @@ class Original:
     ``body``       gives all octets after it anew at each call, LF line ends, no CR or NUL
     ``size``       octets of the message, as near as is known
     ``eight_bit``  it has octets above 127, in the header or after it
-    ``long_line``  it has lines of more than 998 octets; None when nobody has looked
+    ``long_line``  it has lines of more than 998 octets
     """
 
     __slots__ = ("body", "eight_bit", "envelope", "facts", "header", "long_line", "size")
@@ -145,7 +145,7 @@ class Original:
         *,
         size: int,
         eight_bit: bool,
-        long_line: bool | None = False,
+        long_line: bool = False,
     ) -> None:
         self.envelope = envelope
         self.facts = facts
@@ -162,7 +162,7 @@ class Original:
 
     def is_sealed(self) -> bool:
         """Whether a server may need it in another form, and it has none; if it may, all of it is read."""
-        if not self.eight_bit and self.long_line is False:
+        if not self.eight_bit and not self.long_line:
             return False
         from minisend.message import convert
 

@@ -62,14 +62,50 @@ def new_queue_id(seed: bytes) -> str:
     return blake2b(seed, digest_size=8).hexdigest()
 
 
+class Ruler:
+    """Finds out whether a line of a message has more than 998 octets; its pieces may be of any size."""
+
+    __slots__ = ("_column", "_last_cr", "_long")
+
+    def __init__(self) -> None:
+        self._column = 0  # octets since the last line end, when no long line was seen yet
+        self._last_cr = False
+        self._long = False
+
+    @property
+    def is_long(self) -> bool:
+        """One of those that have passed has; the last may have no end."""
+        return self._long or self._column - self._last_cr > _LONGEST_LINE
+
+    def add(self, octets: bytes) -> None:
+        """The next piece, not empty."""
+        if self._long:
+            return
+        # Leaps to the last line end that a line of full length could reach: most lines are never looked at.
+        start = -self._column
+        while len(octets) - start > _LONGEST_LINE + 1:
+            end = octets.rfind(b"\n", max(start, 0), start + _LONGEST_LINE + 1)
+            if end < 0:
+                end = start + _LONGEST_LINE + 1
+                # One octet too many is none when it is the CR of a line end, perhaps the last octet of the piece before.
+                is_cr = octets[end - 1 : end] == b"\r" if end else self._last_cr
+                if not is_cr or octets[end : end + 1] != b"\n":
+                    self._long = True
+                    return
+            start = end + 1
+        end = octets.rfind(b"\n", max(start, 0))
+        self._column = len(octets) - (end + 1 if end >= 0 else start)
+        self._last_cr = octets.endswith(b"\r")
+
+
 class Counter:
     """Counts what the trailer says of a message while it passes by in pieces of any size."""
 
-    __slots__ = ("_column", "_crc", "_flags", "_last_cr", "lines", "octets")
+    __slots__ = ("_crc", "_flags", "_last_cr", "_ruler", "lines", "octets")
 
     def __init__(self) -> None:
         self._crc = 0
-        self._column = 0  # octets since the last line end, when no long line was seen yet
+        self._ruler = Ruler()
         self._last_cr = False
         self._flags: set[str] = set()
         self.octets = 0
@@ -89,37 +125,18 @@ class Counter:
             inside = octets.count(b"\r") - octets.endswith(b"\r")
             if inside != octets.count(b"\r\n") or (self._last_cr and octets[:1] != b"\n"):
                 flags.add(BARE_CR)
-        after_cr = self._last_cr
         self._last_cr = octets.endswith(b"\r")
         if self.octets > _COUNTED:
             self.lines = -1
-            flags.discard(LONG_LINE)
         else:
             self.lines += octets.count(b"\n")
-            if LONG_LINE not in flags:
-                self._measure(octets, after_cr)
-
-    def _measure(self, octets: bytes, after_cr: bool) -> None:
-        # Leaps to the last line end that a line of full length could reach: most lines are never looked at.
-        start = -self._column
-        while len(octets) - start > _LONGEST_LINE + 1:
-            end = octets.rfind(b"\n", max(start, 0), start + _LONGEST_LINE + 1)
-            if end < 0:
-                end = start + _LONGEST_LINE + 1
-                # One octet too many is none when it is the CR of a line end, perhaps the last octet of the piece before.
-                is_cr = octets[end - 1 : end] == b"\r" if end else after_cr
-                if not is_cr or octets[end : end + 1] != b"\n":
-                    self._flags.add(LONG_LINE)
-                    return
-            start = end + 1
-        end = octets.rfind(b"\n", max(start, 0))
-        self._column = len(octets) - (end + 1 if end >= 0 else start)
+            self._ruler.add(octets)
 
     def trailer(self, crc: int) -> Trailer:
         """The trailer of what has passed, under an envelope with this checksum."""
         if self._last_cr:
             self._flags.add(BARE_CR)
-        if self.lines >= 0 and self._column - self._last_cr > _LONGEST_LINE:
+        if self.lines >= 0 and self._ruler.is_long:
             self._flags.add(LONG_LINE)
         return Trailer(
             self.octets, self.lines, f"{self._crc:08x}", "".join(sorted(self._flags)), crc

@@ -345,10 +345,10 @@ def test_folding_changes_no_text(value: bytes) -> None:
         (True, False, False, SEVEN_BIT),
         (True, True, False, SEVEN_BIT),
         (True, True, True, LINES),
-        (False, None, True, LINES),
+        (False, True, True, LINES),
     ],
 )
-def test_needs(eight_bit: bool, long_line: bool | None, eightbitmime: bool, expected: str) -> None:
+def test_needs(eight_bit: bool, long_line: bool, eightbitmime: bool, expected: str) -> None:
     needed = needs(b"A: b\n\n", eight_bit=eight_bit, long_line=long_line, eightbitmime=eightbitmime)
     assert needed == expected
 

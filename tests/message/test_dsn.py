@@ -110,7 +110,7 @@ def original(
     size: int | None = None,
     ret: str = "",
     envid: str = "",
-    long_line: bool | None = False,
+    long_line: bool = False,
 ) -> Original:
     envelope = Envelope(
         "ffeeddccbbaa9988",
@@ -497,9 +497,7 @@ SIGNED = (
     [
         ("grüße".encode(), False, "text/rfc822-headers"),
         (b"x" * 999, True, "text/rfc822-headers"),
-        (b"x" * 999, None, "text/rfc822-headers"),
         (b"hello", False, "message/rfc822"),
-        (b"hello", None, "message/rfc822"),
     ],
 )
 @pytest.mark.parametrize("ret", ["", "FULL"])

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from minisend.spool.enqueue import Counter
+from minisend.spool.enqueue import Counter, Ruler
 from minisend.spool.record import BARE_CR, EIGHT_BIT, HAS_NUL, LONG_LINE, Trailer
 
 
@@ -72,3 +72,21 @@ def test_lines_of_a_large_message_are_neither_counted_nor_measured(piece, long):
 @given(messages)
 def test_octet_by_octet(message):
     assert counted([message[n : n + 1] for n in range(len(message))]) == naive(message)
+
+
+@pytest.mark.parametrize("pieces", [1, 7, 998, 999, 1000, 5000])
+@pytest.mark.parametrize(
+    ("message", "is_long"),
+    [
+        (b"x" * 998 + b"\n" + b"y" * 998, False),
+        (b"x" * 998 + b"\r\n" + b"y" * 998 + b"\r", False),
+        (b"x" * 999 + b"\n", True),
+        (b"a\n" * 3000 + b"x" * 999, True),
+        (b"x" * 998 + b"\r" + b"y\n", True),
+    ],
+)
+def test_a_ruler_says_the_same_of_a_message_in_any_pieces(message, is_long, pieces):
+    ruler = Ruler()
+    for start in range(0, len(message), pieces):
+        ruler.add(message[start : start + pieces])
+    assert ruler.is_long is is_long
