@@ -160,12 +160,15 @@ class Service:
                     connection.send(protocol.BUSY + b"\n")
                 connection.close()
                 return
-            thread = threading.Thread(target=self._serve, args=(connection, uid), daemon=True)
             try:
-                thread.start()
-            except RuntimeError:
+                # Here, so that the client goes on while its thread begins.
+                connection.send(protocol.GREETING + b"\n")
+                threading.Thread(target=self._serve, args=(connection, uid), daemon=True).start()
+            except (OSError, RuntimeError):
                 self._leave(uid)
                 raise
+        except (BrokenPipeError, ConnectionResetError):
+            connection.close()  # a client that has not waited
         except (OSError, RuntimeError) as exc:
             self._log.error(line("-", event="refused", reason=f"connection: {exc}"))
             connection.close()
@@ -188,7 +191,6 @@ class Service:
     def _serve(self, connection: socket.socket, uid: int) -> None:
         stream = Stream(connection)
         try:
-            stream.send(protocol.GREETING + b"\n", _ANSWER)
             self._answer(stream, uid)
         except (Broken, OSError):
             pass  # a client that left, or does not speak this: it hurts nobody else
