@@ -30,8 +30,7 @@ def test_eight_among_thirty_two(uid):
         done = []
 
         def submit(number: int) -> None:
-            for each in range(3):
-                done.append(system.submit(f"n{number}.{each}@example.net"))
+            done.extend([system.submit(f"n{number}.{each}@example.net") for each in range(3)])
 
         with system.attacked(KINDS, uid):
             threads = [threading.Thread(target=submit, args=(number,)) for number in range(24)]
