@@ -13,6 +13,7 @@ Root, who may make the socket anywhere, becomes the queue's owner before anythin
 
 import os
 import signal
+import sys
 import time
 from collections.abc import Callable
 
@@ -36,6 +37,9 @@ from minisend.spool.trigger import SUBMISSION, poke
 
 # Seconds that clients have to come to an end when the service is told to.
 _GRACE = 10.0
+# Seconds after which a thread that works lets another one go on: with the interpreter's own 5 ms, a submission that has to
+# wait for its turn after each call to the kernel would take a second beside a few busy ones.
+_SWITCH = 0.0005
 
 
 def run(
@@ -111,6 +115,7 @@ def _accept(
                 poke(spool.path, SUBMISSION)
 
         stop.wake = listener.wake
+        sys.setswitchinterval(_SWITCH)
         log.info(line("-", event="accepting", spool=spool.path))
         try:
             listener.loop(

@@ -18,8 +18,9 @@ from minisend.errors import SpoolError
 
 # sd_listen_fds(3): the first descriptor that is passed.
 _FIRST_PASSED = 3
-# Connections that wait for their turn; the kernel has a limit of its own (net.core.somaxconn).
-_BACKLOG = 512
+# Connections that wait to be taken.  Few: who floods us with them can only put so many in front of somebody else, who then
+# waits in connect(2) beside the flooder, and not behind all of its connections.
+_BACKLOG = 32
 # Between two times of ``tick``.
 TICK = 15.0
 

@@ -23,6 +23,7 @@ Source: DESIGN section 3; unix(7); systemd.exec(5), DynamicUser=.
 """
 
 import posix
+import select
 import socket
 import struct
 import threading
@@ -140,6 +141,9 @@ class Service:
         self._lock = threading.Lock()
         self._idle = threading.Condition(self._lock)
         self._open: dict[int, int] = {}  # uid → connections
+        # uid → held while an envelope or a part of a listing is worked out for it: the connections of one account take
+        # from the others no more time than one of them would
+        self._turn: dict[int, threading.Lock] = {}
         self._under_way: dict[bytes, _UnderWay] = {}
         self._void: dict[bytes, None] = {}
         self._flushed: dict[int, float] = {}
@@ -155,17 +159,21 @@ class Service:
                 busy = every >= MOST or (mine >= MOST_OF_ONE and uid != 0)
                 if not busy:
                     self._open[uid] = mine + 1
+                    self._turn.setdefault(uid, threading.Lock())
             if busy:
                 with suppress(OSError):
                     connection.send(protocol.BUSY + b"\n")
                 connection.close()
                 return
-            thread = threading.Thread(target=self._serve, args=(connection, uid), daemon=True)
             try:
-                thread.start()
-            except RuntimeError:
+                # Here, so that the client goes on while its thread begins.
+                connection.send(protocol.GREETING + b"\n")
+                threading.Thread(target=self._serve, args=(connection, uid), daemon=True).start()
+            except (OSError, RuntimeError):
                 self._leave(uid)
                 raise
+        except (BrokenPipeError, ConnectionResetError):
+            connection.close()  # a client that has not waited
         except (OSError, RuntimeError) as exc:
             self._log.error(line("-", event="refused", reason=f"connection: {exc}"))
             connection.close()
@@ -181,14 +189,13 @@ class Service:
             if left:
                 self._open[uid] = left
             else:
-                del self._open[uid]
+                del self._open[uid], self._turn[uid]
             if not self._open:
                 self._idle.notify_all()
 
     def _serve(self, connection: socket.socket, uid: int) -> None:
         stream = Stream(connection)
         try:
-            stream.send(protocol.GREETING + b"\n", _ANSWER)
             self._answer(stream, uid)
         except (Broken, OSError):
             pass  # a client that left, or does not speak this: it hurts nobody else
@@ -255,11 +262,12 @@ class Service:
     def _receive(self, stream: Stream, uid: int, submission: bytes, ours: _UnderWay) -> Envelope:
         """Take in the envelope and the message, and queue it.  Raises MinisendError, Broken, OSError of the socket."""
         _, head = stream.frame(_NEXT_FRAME, {protocol.ENVELOPE: protocol.LONGEST_ENVELOPE})
-        said, size = _said(head)
         who: Account = account(uid)
-        envelope = admit(
-            said, submission, uid=uid, login=who.login, channel=SOCKET, now=time.time()
-        )
+        with self._turn[uid]:
+            said, size = _said(head)
+            envelope = admit(
+                said, submission, uid=uid, login=who.login, channel=SOCKET, now=time.time()
+            )
         settings = self._settings
         if settings.limit and size > settings.limit:
             raise MessageTooBig(f"message larger than max_message_size ({settings.limit} octets)")
@@ -357,20 +365,30 @@ class Service:
 
     def _list(self, stream: Stream, uid: int) -> None:
         stream.send(b"OK\n", _ANSWER)
-        claimed = claimed_files(self._queue)
-        for place in sorted(
-            self._queue.places(*_STATES), key=lambda place: (place.due, place.name)
-        ):
-            with suppress(BrokenRecord, UnknownVersion, OSError):
-                entry = self._queue.read(place)
-                if entry is None:
-                    continue
-                with entry:
-                    if not self._is_own(entry.envelope, uid, verified=False):
-                        continue
-                    octets = _listed(entry, entry.identity in claimed, self._settings.reasons)
+        turn = self._turn[uid]
+        with turn:
+            claimed = claimed_files(self._queue)
+            places = sorted(self._queue.places(*_STATES), key=lambda place: (place.due, place.name))
+        gone = select.poll()
+        gone.register(stream, 0)  # POLLHUP alone
+        for place in places:
+            if gone.poll(0):
+                return
+            with turn:
+                octets = self._look_at(place, uid, claimed)
+            if octets:
                 stream.send(frame(protocol.LISTED, octets), _ANSWER)
         stream.send(frame(protocol.END, b""), _ANSWER)
+
+    def _look_at(self, place: Place, uid: int, claimed: set[tuple[int, int]]) -> bytes:
+        """What is told of a message; nothing of one that is another's, cannot be read, or is gone."""
+        with suppress(BrokenRecord, UnknownVersion, OSError):
+            entry = self._queue.read(place)
+            if entry is not None:
+                with entry:
+                    if self._is_own(entry.envelope, uid, verified=False):
+                        return _listed(entry, entry.identity in claimed, self._settings.reasons)
+        return b""
 
     def _own(self, queue_id: str, uid: int) -> Entry:
         """Claimed.  Raises DataError when there is no such message of theirs, SpoolError when it is being delivered."""

@@ -24,6 +24,7 @@ from delivery.scripted import Message, ScriptedServer
 from peers.process import wait_for
 
 from minisend.spool.place import LEAF_MODE, LEAVES, STATES
+from sandbox.hostile import KINDS
 
 ROOT = Path(__file__).resolve().parents[2]
 INTERPRETER = "/usr/bin/python3"
@@ -154,7 +155,10 @@ class Installed:
         )
         self.config.chmod(0o644)
         self.confine = self.top / "confine.py"
-        shutil.copyfile(Path(__file__).with_name("confine.py"), self.confine)
+        self.hostile_client = self.top / "hostile.py"
+        for path in (self.confine, self.hostile_client):
+            shutil.copyfile(Path(__file__).with_name(path.name), path)
+            path.chmod(0o644)
         self.sendmail = [str(self.sendmail_path), "-C", str(self.config)]
         self.minisend = [
             INTERPRETER,
@@ -261,6 +265,36 @@ class Installed:
         """One ``minisend flush`` by the delivering account."""
         done = self.run([*self.minisend, "flush", "--all"], uid=SERVICE)
         assert done.returncode == 0, done.stderr
+
+    @contextmanager
+    def attacked(self, kinds: Sequence[str] = KINDS, uid: int = BOB) -> Iterator[None]:
+        """By a client of each of these kinds, see ``sandbox.hostile``."""
+        command = [
+            INTERPRETER,
+            "-IS",
+            str(self.hostile_client),
+            str(self.socket),
+            str(self.library),
+        ]
+        clients = [
+            subprocess.Popen(
+                [*command, kind],
+                stdin=subprocess.PIPE,
+                user=uid,
+                group=uid,
+                extra_groups=[],
+                env={},
+                cwd="/",
+            )
+            for kind in kinds
+        ]
+        try:
+            yield
+            assert [client.poll() for client in clients] == [None] * len(clients)
+        finally:
+            for client in clients:
+                client.kill()
+                client.communicate()
 
     # -- what came of it
 

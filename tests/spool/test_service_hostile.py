@@ -249,6 +249,17 @@ def test_empty_pieces_without_end_are_the_client_s_own_time(served):
     assert served.queued() == {}
 
 
+def test_who_has_gone_before_it_was_its_turn(served):
+    """Costs no thread, and no line of the log, however many there are."""
+    for _ in range(1000):
+        ours, theirs = socket.socketpair()
+        ours.close()
+        served.service.take(theirs)
+        assert served.service._open == {}
+        assert theirs.fileno() == -1
+    assert served.log.lines == []
+
+
 # -- time
 
 
