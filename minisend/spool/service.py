@@ -54,6 +54,7 @@ from minisend.spool.ingest import count
 from minisend.spool.limits import Usage
 from minisend.spool.protocol import Broken, Stream, frame
 from minisend.spool.record import (
+    SUBMITTED_HEAD_LIMIT,
     BrokenRecord,
     UnknownVersion,
     format_outcomes,
@@ -254,7 +255,7 @@ class Service:
 
     def _receive(self, stream: Stream, uid: int, submission: bytes, ours: _UnderWay) -> Envelope:
         """Take in the envelope and the message, and queue it.  Raises MinisendError, Broken, OSError of the socket."""
-        _, head = stream.frame(_NEXT_FRAME, {protocol.ENVELOPE: protocol.LONGEST_ENVELOPE})
+        _, head = stream.frame(_NEXT_FRAME, {protocol.ENVELOPE: SUBMITTED_HEAD_LIMIT})
         said, size = _said(head)
         who: Account = account(uid)
         envelope = admit(
@@ -288,7 +289,7 @@ class Service:
     ) -> Iterator[bytes]:
         """The message as its pieces come.  When this ends, it is whole, it may be sent, and nobody has given it up."""
         settings = self._settings
-        limits = {protocol.MESSAGE: protocol.PIECE, protocol.END: 40}
+        limits = {protocol.MESSAGE: protocol.PIECE, protocol.END: protocol.LONGEST_END}
         octets = crc = 0
         first = bytearray()
         while True:
