@@ -17,12 +17,13 @@ import sys
 import time
 from collections.abc import Callable
 
+from minisend.admin.listing import Reasons
 from minisend.admin.owner import become_owner
 from minisend.config import Config
 from minisend.delivery.flush import Stop
 from minisend.delivery.pickup import Pickup
 from minisend.delivery.serve import serve
-from minisend.envelope import Envelope
+from minisend.envelope import Envelope, Outcome
 from minisend.errors import PermissionDenied, SpoolError
 from minisend.log import Log, line
 from minisend.message.header import HEADER_LIMIT
@@ -32,7 +33,7 @@ from minisend.spool.limits import Usage
 from minisend.spool.listener import Listener, make, passed
 from minisend.spool.place import open_queue
 from minisend.spool.service import Service, Settings
-from minisend.spool.store import Queue
+from minisend.spool.store import Entry, Queue
 from minisend.spool.trigger import SUBMISSION, poke
 
 # Seconds that clients have to come to an end when the service is told to.
@@ -149,6 +150,7 @@ def settings(config: Config) -> Settings:
     return Settings(
         header=HEADER_LIMIT + 1 if senders else 0,
         permit=permit,
+        reasons=lambda: _reasons(config),
         limit=spool.max_message_size,
         floor=Floor(f"{spool.path}/queue", spool.min_free, spool.min_free_inodes),
         usage=Usage(
@@ -158,6 +160,17 @@ def settings(config: Config) -> Settings:
             clock=time.monotonic,
         ),
     )
+
+
+def _reasons(config: Config) -> Callable[[Entry], list[Outcome]]:
+    """Why those wait whom no server was asked for, as it is known at this moment."""
+    known = Reasons(lambda: config)
+
+    def of(entry: Entry) -> list[Outcome]:
+        found = [known.of(entry, index) for index in entry.pending if index not in entry.latest]
+        return [outcome for outcome in found if outcome is not None]
+
+    return of
 
 
 def _side_by_side(roles: list[Callable[[], object]], stop: Stop, log: Log) -> int:

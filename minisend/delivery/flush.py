@@ -133,7 +133,7 @@ def flush(
     try:
         with open_queue(config, summary, log) as queue:
             now = time.time()
-            queue.sweep(now)
+            queue.sweep(now, tombstones=not config.served.drop)
             places, missing = _select(queue, config, selection)
             Destinations(config.spool.path).sweep(now - config.spool.lifetime)
         parts = workers.shares(places, processes)

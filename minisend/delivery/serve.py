@@ -156,7 +156,7 @@ class _Service:
         """Look at the whole queue."""
         spool = self._config.spool
         self._look_at = now + _LOOK_AHEAD
-        self._queue.sweep(now)
+        self._queue.sweep(now, tombstones=not self._config.served.drop)
         self._destinations.sweep(now - spool.lifetime)
         self._lanes.next_wave()
         due: list[Place] = []

@@ -15,14 +15,13 @@ import sys
 from binascii import crc32
 
 from minisend.envelope import Envelope
-from minisend.errors import MinisendError, SpoolError
+from minisend.errors import DataError, MinisendError, SpoolError
 from minisend.spool.protocol import (
     BUSY,
     END,
     ENVELOPE,
     GREETING,
     LISTED,
-    LONGEST_ENVELOPE,
     LONGEST_LISTED,
     MESSAGE,
     PIECE,
@@ -30,7 +29,7 @@ from minisend.spool.protocol import (
     Stream,
     frame,
 )
-from minisend.spool.record import format_head
+from minisend.spool.record import SUBMITTED_HEAD_LIMIT, format_head
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -90,11 +89,11 @@ def submit(
     ``message``     in pieces, read once; an empty piece: nothing has come for a while, which the service is told
     ``size``        as far as it is known, else 0
     ``later``       its delivery is not to be begun at once
-    Raises NotServed, Lost, Refused, and what reading ``message`` raises: then it is not kept.
+    Raises NotServed, Lost, Refused, DataError for too many recipients, and what reading ``message`` raises: then it is not kept.
     """
     head = format_head(envelope, size)
-    if len(head) > LONGEST_ENVELOPE:
-        raise SpoolError("too many recipients for one message: name fewer at a time")
+    if len(head) > SUBMITTED_HEAD_LIMIT:
+        raise DataError(f"more recipients than the socket takes: {len(envelope.recipients)}")
     stream = _connect(path)
     try:
         try:

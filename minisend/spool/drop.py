@@ -26,14 +26,12 @@ from minisend.spool import disk
 from minisend.spool.admission import admit
 from minisend.spool.enqueue import Floor, forget, write_record
 from minisend.spool.place import open_leaf
-from minisend.spool.record import format_head
+from minisend.spool.record import SUBMITTED_HEAD_LIMIT, format_head
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-#: Octets of the head of a drop file: some 20,000 recipients.  Of strangers, so it must not fill the memory.
-ENVELOPE_LIMIT = 1024 * 1024
 _MODE = 0o640
 
 
@@ -68,7 +66,7 @@ def put(
         channel=DROP,
         now=envelope.arrived,
     )
-    if len(format_head(said, 0)) > ENVELOPE_LIMIT:
+    if len(format_head(said, 0)) > SUBMITTED_HEAD_LIMIT:
         raise DataError(f"more recipients than the drop directory takes: {len(said.recipients)}")
     tmp = new = -1
     try:

@@ -18,7 +18,7 @@ choose and may change at any moment; whose a file is, its owner could have made 
                             no message                      left, and removed ``_AGE`` after its last change
 
 Once only: the queue id is made from the name.  A copy is known by a message in the queue, in any state, or by a tombstone,
-of the same id, octets and digest; one that differs is left.  The copy in the queue leaves a tombstone should it go before
+of the same id, octets and digest; one that differs is left.  No tombstone goes while a file of its id is here.  The copy in the queue leaves a tombstone should it go before
 the removal of the original is durable.  A socket service with the same submission in hand holds ``queue/tmp/<queue id>``.
 
 One process at a time: ``<spool>/state/ingest.lock``, which also remembers what was warned about.
@@ -39,11 +39,18 @@ from minisend.errors import DataError, MessageTooBig, SpoolError, UsageError
 from minisend.spool import disk, tombstone
 from minisend.spool.account import account
 from minisend.spool.admission import admit
-from minisend.spool.drop import ENVELOPE_LIMIT
-from minisend.spool.enqueue import ID_OCTETS, Floor, acknowledge, enqueue, take_abandoned
+from minisend.spool.enqueue import (
+    ID_OCTETS,
+    Floor,
+    acknowledge,
+    enqueue,
+    new_queue_id,
+    take_abandoned,
+)
 from minisend.spool.limits import Usage
 from minisend.spool.place import is_own_drop, open_leaf, state
 from minisend.spool.record import (
+    SUBMITTED_HEAD_LIMIT,
     BrokenRecord,
     UnknownVersion,
     head_crc,
@@ -241,6 +248,8 @@ class _Run:
         self._limit = ingest._limit
         self._usage = ingest._usage
         self._waiting = _Waiting(queue)
+        # old tombstones, but for those of which a second copy is still here
+        self._buried: set[str] = set()
         # queue ids of messages whose originals are unlinked, which is not durable yet
         self._unlinked: list[str] = []
 
@@ -251,6 +260,8 @@ class _Run:
             for name, status in self._candidates():
                 self._look_at(name, status)
             self._settle()
+            if self._buried:
+                tombstone.remove(self._queue.fd, self._buried)
             self._remember()
         finally:
             disk.close(self._new)
@@ -321,6 +332,8 @@ class _Run:
                 if len(name) != 2 * ID_OCTETS or not _NAME.issuperset(name):
                     self._refuse(name, status, _NO_NAME)
                     continue
+                if self._buried:
+                    self._buried.discard(new_queue_id(bytes.fromhex(name)))
                 total += 1
                 uid = status.st_uid
                 mine = users.setdefault(uid, [])
@@ -342,10 +355,11 @@ class _Run:
         return chosen[:_LOOKED_AT]
 
     def _clear_tmp(self) -> None:
-        """Take away what senders that were killed have left; once an hour, as it is no hurry."""
+        """Take away what senders that were killed have left, and see which tombstones are old; once an hour."""
         if 0 <= self._now - self._swept < _HOUR:
             return
         self._swept = self._now
+        self._buried = tombstone.old(self._queue.fd, self._now)
         tmp = open_leaf(self._ingest._drop, "tmp", posix.geteuid(), listing=True)
         try:
             with posix.scandir(tmp) as entries:
@@ -431,7 +445,7 @@ class _Run:
         try:
             while not (length := head_length(octets)):
                 piece = posix.read(fd, _PIECE)
-                if not piece or len(octets) > ENVELOPE_LIMIT:
+                if not piece or len(octets) > SUBMITTED_HEAD_LIMIT:
                     raise BrokenRecord("its envelope has no end")
                 octets += piece
         except UnknownVersion as exc:

@@ -58,6 +58,14 @@ def is_own_drop(drop: str) -> bool:
         return False
 
 
+def queue_owner(spool: str) -> int | None:
+    """The uid of who has the queue, None where that cannot be seen."""
+    try:
+        return posix.stat(f"{spool}/queue").st_uid
+    except OSError:
+        return None
+
+
 def is_absent(spool: str) -> bool:
     """Whether there is no such directory, as far as can be seen."""
     try:

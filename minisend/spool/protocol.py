@@ -36,10 +36,11 @@ MESSAGE = b"M"
 END = b"Z"
 LISTED = b"L"
 
-#: Octets of a line, of a piece of a message, and of the envelope: some 20,000 recipients.
+#: Octets of a line, and of a piece of a message; of an envelope see ``record.SUBMITTED_HEAD_LIMIT``.
 LINE = 1000
 PIECE = 64 * 1024
-LONGEST_ENVELOPE = 1024 * 1024
+#: Of the frame Z: both numbers of any message there could be.
+LONGEST_END = 40
 #: Of what the service sends of a message to who lists it.
 LONGEST_LISTED = 64 * 1024 * 1024
 

@@ -49,6 +49,9 @@ _SIZE_DIGITS = 15
 SIZE_OFFSET = len(MAGIC) + 2 + len(b"size ")
 # A message cannot have more recipients than fit: an envelope this large is no envelope of ours.
 HEAD_LIMIT = 64 * 1024 * 1024
+#: Of the envelope that comes from another account, on the socket or in the drop: some 20,000 recipients.  It is a
+#: stranger's, and must not fill the memory.
+SUBMITTED_HEAD_LIMIT = 1024 * 1024
 # What a record may say is checked as far as a reader counts on it: a checksum holds for nonsense too.
 _LAST_TIME = 1e11
 _UIDS = 1 << 32

@@ -55,6 +55,7 @@ from minisend.spool.ingest import count
 from minisend.spool.limits import Usage
 from minisend.spool.protocol import Broken, Stream, frame
 from minisend.spool.record import (
+    SUBMITTED_HEAD_LIMIT,
     BrokenRecord,
     UnknownVersion,
     format_outcomes,
@@ -88,7 +89,7 @@ _NOBODY = 65534
 _STATES = ("new", "cur", "hold", "failed")
 
 Permit = Callable[[Envelope, bytes, bool], None]
-Reasons = Callable[[Entry], Sequence[Outcome]]
+Reasons = Callable[[], Callable[[Entry], Sequence[Outcome]]]
 
 
 class Settings:
@@ -96,7 +97,7 @@ class Settings:
 
     ``permit``   raises for an envelope and the first octets of its message, which may be all of it, that its account may
                  not send
-    ``reasons``  why those of a message wait whom no server was asked for
+    ``reasons``  asked at the beginning of a listing for what says why those of a message wait whom no server was asked for
     ``header``   octets of a message that ``permit`` is to see
     """
 
@@ -109,7 +110,7 @@ class Settings:
         floor: Floor,
         usage: Usage,
         permit: Permit = lambda envelope, first, complete: None,
-        reasons: Reasons = lambda entry: (),
+        reasons: Reasons = lambda: lambda entry: (),
         header: int = 0,
     ) -> None:
         self.limit = limit
@@ -261,7 +262,7 @@ class Service:
 
     def _receive(self, stream: Stream, uid: int, submission: bytes, ours: _UnderWay) -> Envelope:
         """Take in the envelope and the message, and queue it.  Raises MinisendError, Broken, OSError of the socket."""
-        _, head = stream.frame(_NEXT_FRAME, {protocol.ENVELOPE: protocol.LONGEST_ENVELOPE})
+        _, head = stream.frame(_NEXT_FRAME, {protocol.ENVELOPE: SUBMITTED_HEAD_LIMIT})
         who: Account = account(uid)
         with self._turn[uid]:
             said, size = _said(head)
@@ -296,7 +297,7 @@ class Service:
     ) -> Iterator[bytes]:
         """The message as its pieces come.  When this ends, it is whole, it may be sent, and nobody has given it up."""
         settings = self._settings
-        limits = {protocol.MESSAGE: protocol.PIECE, protocol.END: 40}
+        limits = {protocol.MESSAGE: protocol.PIECE, protocol.END: protocol.LONGEST_END}
         octets = crc = 0
         first = bytearray()
         while True:
@@ -367,7 +368,7 @@ class Service:
         stream.send(b"OK\n", _ANSWER)
         turn = self._turn[uid]
         with turn:
-            claimed = claimed_files(self._queue)
+            look = _Look(claimed_files(self._queue), self._settings.reasons())
             places = sorted(self._queue.places(*_STATES), key=lambda place: (place.due, place.name))
         gone = select.poll()
         gone.register(stream, 0)  # POLLHUP alone
@@ -375,19 +376,19 @@ class Service:
             if gone.poll(0):
                 return
             with turn:
-                octets = self._look_at(place, uid, claimed)
+                octets = self._look_at(place, uid, look)
             if octets:
                 stream.send(frame(protocol.LISTED, octets), _ANSWER)
         stream.send(frame(protocol.END, b""), _ANSWER)
 
-    def _look_at(self, place: Place, uid: int, claimed: set[tuple[int, int]]) -> bytes:
+    def _look_at(self, place: Place, uid: int, look: "_Look") -> bytes:
         """What is told of a message; nothing of one that is another's, cannot be read, or is gone."""
         with suppress(BrokenRecord, UnknownVersion, OSError):
             entry = self._queue.read(place)
             if entry is not None:
                 with entry:
                     if self._is_own(entry.envelope, uid, verified=False):
-                        return _listed(entry, entry.identity in claimed, self._settings.reasons)
+                        return look.told(entry)
         return b""
 
     def _own(self, queue_id: str, uid: int) -> Entry:
@@ -521,13 +522,26 @@ def _said(head: bytes) -> tuple[Envelope, int]:
         raise DataError(f"envelope: its format is version {exc}") from exc
 
 
-def _listed(entry: Entry, claimed: bool, reasons: Reasons) -> bytes:
-    place: Place = entry.place
-    # What stands for an outcome, where no server was asked, is told like one.
-    told = format_outcomes(entry.attempts, reasons(entry)) if place.state == "cur" else b""
-    first = f"{place.state} {place.name} {claimed:d}\n".encode("ascii", "surrogateescape")
-    head, tail = entry.around()
-    return first + head + tail + told
+class _Look:
+    """One listing: what is claimed at its beginning, and what is known of destinations then."""
+
+    __slots__ = ("_claimed", "_reasons")
+
+    def __init__(
+        self, claimed: set[tuple[int, int]], reasons: Callable[[Entry], Sequence[Outcome]]
+    ) -> None:
+        self._claimed = claimed
+        self._reasons = reasons
+
+    def told(self, entry: Entry) -> bytes:
+        """The frame of one message."""
+        place = entry.place
+        claimed = entry.identity in self._claimed
+        first = f"{place.state} {place.name} {claimed:d}\n".encode("ascii", "surrogateescape")
+        head, tail = entry.around()
+        # What stands for an outcome, where no server was asked, is told like one.
+        waits = self._reasons(entry) if place.state == "cur" else ()
+        return first + head + tail + format_outcomes(entry.attempts, waits)
 
 
 def _refuse(stream: Stream, exc: MinisendError) -> None:

@@ -610,8 +610,11 @@ class Queue:
         """Move a claimed entry whose message turned out broken to ``failed`` and report it."""
         self._set_aside(entry.place, why)
 
-    def sweep(self, now: float) -> None:
-        """Remove from ``tmp`` what crashes have left there, and tombstones that are old enough."""
+    def sweep(self, now: float, *, tombstones: bool = True) -> None:
+        """Remove from ``tmp`` what crashes have left there, and tombstones that are old enough.
+
+        ``tombstones``  False where there is a drop directory: then those are ingest's to remove
+        """
         for place in self.places("tmp"):
             directory = self.directory("tmp")
             try:
@@ -622,6 +625,8 @@ class Queue:
                 pass
             except OSError as exc:
                 self._report(place.queue_id, f"cannot be removed from tmp: {exc.strerror}")
+        if not tombstones:
+            return
         try:
             tombstone.sweep(self._fd, now)
         except OSError as exc:

@@ -7,7 +7,8 @@ copy; one that was acknowledged leaves none and costs nothing.
 
     <octets> <digest>       of the message, as in its trailer; "-1 -" when the file was broken: equal to no message
 
-Removed by ``sweep`` after ``AGE``.  Source: DESIGN section 3.
+Removed after ``AGE``: by ``sweep``, or where there is a drop directory by ingest, which has looked whether the second copy
+still lies there - over a limit of its user, or while the machine was off.  Source: DESIGN section 3.
 """
 
 import posix
@@ -70,18 +71,37 @@ def find(queue: int, queue_id: str) -> tuple[int, str] | None:
 
 
 def sweep(queue: int, now: float) -> None:
-    """Remove those older than ``AGE``; ``now`` in seconds since the epoch.  Raises OSError."""
+    """Remove those that are old, of a queue without a drop directory.  Raises OSError.
+
+    ``now``  seconds since the epoch
+    """
+    remove(queue, old(queue, now))
+
+
+def old(queue: int, now: float) -> set[str]:
+    """Queue ids of those older than ``AGE``.  Raises OSError."""
+    found: set[str] = set()
     try:
         directory = disk.open_directory(_DIRECTORY, queue)
     except FileNotFoundError:
-        return
+        return found
     try:
         for name in posix.listdir(directory):
             try:
                 status = posix.stat(name, dir_fd=directory, follow_symlinks=False)
-                if now - status.st_mtime > AGE:
-                    disk.unlink(name, directory)
             except FileNotFoundError:
-                pass
+                continue
+            if now - status.st_mtime > AGE:
+                found.add(name)
     finally:
         disk.close(directory)
+    return found
+
+
+def remove(queue: int, queue_ids: set[str]) -> None:
+    """Remove these, as far as they are there.  Raises OSError."""
+    for queue_id in queue_ids:
+        try:
+            disk.unlink(f"{_DIRECTORY}/{queue_id}", queue)
+        except FileNotFoundError:
+            pass

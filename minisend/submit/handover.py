@@ -22,7 +22,7 @@ from minisend.envelope import Envelope
 from minisend.errors import SpoolError
 from minisend.spool import disk
 from minisend.spool.enqueue import Floor, enqueue
-from minisend.spool.place import is_absent, is_own, open_queue
+from minisend.spool.place import is_absent, is_own, open_queue, queue_owner
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -108,6 +108,7 @@ def hand_over(
                 facts.max_message_size,
                 Floor(facts.drop, facts.min_free, facts.min_free_inodes),
                 size,
+                owner=queue_owner(facts.spool_path),
             )
             return False
         except SpoolError as exc:

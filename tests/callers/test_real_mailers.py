@@ -118,7 +118,10 @@ def test_git_send_email(machine: Machine) -> None:
     refused = machine.run(*command, environment=NO_SPOOL)
     assert (refused.returncode, refused.stdout.splitlines()[0]) == (
         75,
-        b"sendmail: /etc/nowhere/queue: Permission denied",
+        b"sendmail: /etc/nowhere/queue: Permission denied; "
+        b"/run/minisend/submit.sock: No such file or directory "
+        b"(no service is installed: start minisend-submit.socket); "
+        b"/var/spool/minisend/drop: No such file or directory (run minisend setup --system)",
     )
 
 

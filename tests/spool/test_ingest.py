@@ -3,6 +3,7 @@
 import errno
 import os
 import shutil
+import time
 
 import pytest
 from crash.faulty import ERRORS
@@ -324,8 +325,6 @@ def test_an_envelope_that_cannot_be_used(system):
 
 
 def after(seconds):
-    import time
-
     return lambda: {"clock": lambda: time.time() + seconds}
 
 
@@ -702,6 +701,43 @@ def known(system):
         acknowledge(queue.fd, QUEUE_ID)
         found = tombstone.find(queue.fd, QUEUE_ID)
     return None if found == (len(MESSAGE), "c84d920e") else found
+
+
+def test_a_copy_that_could_not_come_in_keeps_its_tombstone(system):
+    """Over its user's limit, or with the machine off, for longer than a tombstone lasts: what everybody has stays known."""
+    in_queue(system)
+    system.remove_all()
+    system.put(ANN, ID)
+    other = system.put(ANN)
+    tombstones = f"{system.spool}/queue/tombstones"
+    full = {"usage": Usage(messages=0, octets=1, rate=0, clock=lambda: 0.0)}
+
+    def at(hours, **options):
+        return {"clock": lambda: time.time() + hours * 3600} | options
+
+    result = system.ingest(make=lambda: at(37, **full))
+    assert told(result) == nothing(left={ingest.LIMIT: 2})
+    assert os.listdir(tombstones) == [QUEUE_ID]
+    result = system.ingest(make=lambda: at(39))
+    assert told(result) == nothing(
+        ingested=[(new_queue_id(other), ANN, len(MESSAGE))], duplicates=[QUEUE_ID]
+    )
+    assert os.listdir(tombstones) == [QUEUE_ID]
+    assert told(system.ingest(make=lambda: at(41))) == nothing()
+    assert os.listdir(tombstones) == []
+
+
+def test_who_delivers_leaves_the_tombstones_to_who_looks_at_the_drop(system):
+    in_queue(system)
+    system.remove_all()
+
+    def sweep(tombstones):
+        with Queue(system.spool) as queue:
+            queue.sweep(time.time() + 37 * 3600, tombstones=tombstones)
+            return tombstone.find(queue.fd, QUEUE_ID)
+
+    assert system.as_user(OURS, lambda: sweep(tombstones=False)) == (len(MESSAGE), "c84d920e")
+    assert system.as_user(OURS, lambda: sweep(tombstones=True)) is None
 
 
 def test_whose_a_drop_is(system):

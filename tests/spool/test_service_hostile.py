@@ -18,7 +18,7 @@ from minisend.spool import client, protocol, service
 from minisend.spool.enqueue import Floor, new_queue_id
 from minisend.spool.limits import Usage
 from minisend.spool.protocol import frame
-from minisend.spool.record import format_head
+from minisend.spool.record import SUBMITTED_HEAD_LIMIT, format_head
 from minisend.spool.service import Service, Settings
 from spool.make import RecordingQueue, listing
 
@@ -175,7 +175,7 @@ WRONG_SUM = b"NO 65 5.6.0 the message is not the one that was announced\n"
         pytest.param(REQUEST + b"e" + ENVELOPE[1:], b"", id="kind in small letters"),
         pytest.param(REQUEST + b"E\xff\xff\xff\xff", b"", id="four gigabytes of envelope"),
         pytest.param(
-            REQUEST + b"E" + (protocol.LONGEST_ENVELOPE + 1).to_bytes(4, "big") + b"x" * 100_000,
+            REQUEST + b"E" + (SUBMITTED_HEAD_LIMIT + 1).to_bytes(4, "big") + b"x" * 100_000,
             b"",
             id="envelope too long by one",
         ),
