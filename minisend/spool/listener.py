@@ -133,17 +133,20 @@ def make(path: str) -> Listener | None:
 
     Raises SpoolError.
     """
+    # The modes come from the umask, never from a chmod by name: we may be root, and the directory another account's,
+    # which could put a link under that name.
+    umask = os.umask(0o022)
     try:
         os.makedirs(os.path.dirname(path), 0o755, exist_ok=True)
         if _is_served(path):
             return None
         listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
-            # Under another name first: at no moment is there one that listens and lets only some in.
+            # Under another name first: at no moment is there one that is bound and does not listen.
             draft = f"{path}.{os.getpid()}"
             _remove_socket(draft)
+            os.umask(0o111)  # anybody may send
             listening.bind(draft)
-            os.chmod(draft, 0o666)  # noqa: S103 - anybody may send
             listening.listen(_BACKLOG)
             os.rename(draft, path)
         except BaseException:
@@ -151,6 +154,8 @@ def make(path: str) -> Listener | None:
             raise
     except OSError as exc:
         raise SpoolError(f"{path}: {exc.strerror or exc}") from exc
+    finally:
+        os.umask(umask)
     return Listener(listening, path, passed=False)
 
 

@@ -397,21 +397,22 @@ class Service:
         if len(queue_id) != 16 or not queue_id.isalnum():
             raise absent
         place = self._queue.find(queue_id, *_STATES)
-        if place is None:
+        if place is None or not self._may_change(place, uid):
             raise absent
-        try:
-            seen = self._queue.read(place)
-        except (BrokenRecord, UnknownVersion, OSError):
-            raise absent from None
-        if seen is None:
-            raise absent
-        with seen:
-            if not self._is_own(seen.envelope, uid, verified=True):
-                raise absent
         entry = self._queue.claim(place)
         if entry is None:
             raise SpoolError(f"{queue_id}: is being delivered, try again")
         return entry
+
+    def _may_change(self, place: Place, uid: int) -> bool:
+        try:
+            seen = self._queue.read(place)
+        except (BrokenRecord, UnknownVersion, OSError):
+            return False
+        if seen is None:
+            return False
+        with seen:
+            return self._is_own(seen.envelope, uid, verified=True)
 
     def _remove(self, stream: Stream, uid: int, queue_id: str) -> None:
         try:
@@ -430,10 +431,12 @@ class Service:
                 raise SpoolError(f"flushed less than {_FLUSH_PAUSE:g} s ago: wait a moment")
             self._flushed[uid] = now
         count = 0
-        for place in list(self._queue.places("cur")):
-            with suppress(MinisendError, OSError), self._own(place.queue_id, uid) as entry:
-                entry.defer(0)
-                count += 1
+        for place in self._queue.places("cur"):
+            # By its name in the listing: to look up each would be a listing for each.
+            if self._may_change(place, uid) and (entry := self._queue.claim(place)) is not None:
+                with suppress(OSError), entry:
+                    entry.defer(0)
+                    count += 1
         with suppress(OSError):
             self._queue.sync()
         poke(self._queue.spool, EVERYTHING)
