@@ -403,13 +403,18 @@ def test_the_right_login(sending: Callable[..., Sending], peer: str, auth: str) 
     ("peer", "auth"), [(peer, auth) for peer, auth in MECHANISMS if auth != "auto"]
 )
 def test_the_wrong_password(sending: Callable[..., Sending], peer: str, auth: str) -> None:
-    """The message waits, and the reason says what to do; nothing has arrived."""
+    """The message waits, and the reason says what to do; nothing has arrived.  What tells the administrator waits with it."""
     here = sending(peer, "starttls", auth=auth)
     here.secret.write_text("guess")
     here.program.sendmail("bob@x.test", stdin=HEADER + b"\n")
-    assert here.program.flush() == (75, "0 delivered, 1 waiting, 0 failed")
-    (message,) = here.program.queue()
-    (recipient,) = message["recipients"]
+    assert here.program.flush() == (75, "0 delivered, 2 waiting, 0 failed")
+    waiting = {
+        recipient["address"]: recipient
+        for message in here.program.queue()
+        for recipient in message["recipients"]
+    }
+    assert waiting.keys() == {"bob@x.test", "admin@here.test"}
+    recipient = waiting["bob@x.test"]
     assert " refused user name or password, check both in [smarthost]: 535 " in str(
         recipient["delay_reason"]
     )
