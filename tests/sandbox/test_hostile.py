@@ -3,12 +3,14 @@
 How much slower the others are is measured by tests/bench/by_socket.py.
 """
 
+import os
+import signal
 import socket
 import subprocess
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
@@ -160,3 +162,24 @@ def test_what_a_client_holds_open_is_nothing_that_another_one_needs():
         assert system.submit("a@example.net").returncode == 0
         assert identity(system.arrived("a@example.net"))[0] == b"%d" % ANN
         first.shutdown(socket.SHUT_RDWR)
+
+
+@pytest.mark.parametrize("passed", [True, False], ids=["passed", "its own"])
+def test_few_can_stand_in_front_of_somebody_else(passed):
+    """Whoever connects and leaves fills the listening queue, not the time of the next one."""
+    with Installed() as system, ExitStack() as held:
+        listening = held.enter_context(system.listen()) if passed else None
+        service = system.start("--accept", listening=listening)
+        os.kill(service.pid, signal.SIGSTOP)
+        waiting = 0
+        while waiting < 1000:
+            connection = held.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
+            connection.setblocking(False)
+            try:
+                connection.connect(str(system.socket))
+            except BlockingIOError:
+                break
+            waiting += 1
+        os.kill(service.pid, signal.SIGCONT)
+        assert 32 <= waiting <= 34
+        assert system.submit("a@example.net").returncode == 0
