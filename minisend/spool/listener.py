@@ -125,6 +125,8 @@ def passed() -> Listener | None:
     if listening.family != socket.AF_UNIX or listening.type != socket.SOCK_STREAM:
         raise SpoolError(f"descriptor {_FIRST_PASSED}: not a stream socket of the unix kind")
     os.set_inheritable(_FIRST_PASSED, False)
+    # systemd's own default is as many as the kernel allows.
+    listening.listen(_BACKLOG)
     return Listener(listening, "", passed=True)
 
 

@@ -30,7 +30,7 @@ import threading
 import time
 from binascii import crc32
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 
 from minisend.envelope import SOCKET, Envelope, Outcome
 from minisend.errors import (
@@ -75,8 +75,11 @@ _NEXT_FRAME = 300.0
 _ACKNOWLEDGE = 5.0
 # ... and to take what it is told.
 _ANSWER = 60.0
-# How long an answer waits for the connection that is busy with the same submission.
+# How long an answer waits for the connection that is busy with the same submission, and a large envelope for its turn.
 _BUSY = 30.0
+# Octets of an envelope of which an account has one in hand at a time: of some 3,000 recipients.  Each takes ten times as much
+# memory.
+_LARGE = 64 * 1024
 # Submissions that are remembered as void: of those whose client gave up on them.
 _VOID = 10_000
 # Between two times that a uid may have its messages flushed.
@@ -131,6 +134,33 @@ class _UnderWay:
         self.void = False
 
 
+class _Turns:
+    """What the connections of one account do one after the other: together they take from the others no more than one would.
+
+    ``work``   time: to work out an envelope, or a part of a listing
+    ``large``  memory: to have a large envelope in hand
+    """
+
+    __slots__ = ("large", "work")
+
+    def __init__(self) -> None:
+        self.work = threading.Lock()
+        self.large = threading.Lock()
+
+    @contextmanager
+    def in_hand(self, head: bytes) -> Iterator[None]:
+        """While this envelope is.  Raises SpoolError when another large one does not end."""
+        if len(head) <= _LARGE:
+            yield
+            return
+        if not self.large.acquire(timeout=_BUSY):
+            raise SpoolError("another message of so many recipients is under way: try again")
+        try:
+            yield
+        finally:
+            self.large.release()
+
+
 class Service:
     """Serves the connections that it is given."""
 
@@ -142,9 +172,7 @@ class Service:
         self._lock = threading.Lock()
         self._idle = threading.Condition(self._lock)
         self._open: dict[int, int] = {}  # uid → connections
-        # uid → held while an envelope or a part of a listing is worked out for it: the connections of one account take
-        # from the others no more time than one of them would
-        self._turn: dict[int, threading.Lock] = {}
+        self._turns: dict[int, _Turns] = {}
         self._under_way: dict[bytes, _UnderWay] = {}
         self._void: dict[bytes, None] = {}
         self._flushed: dict[int, float] = {}
@@ -160,7 +188,7 @@ class Service:
                 busy = every >= MOST or (mine >= MOST_OF_ONE and uid != 0)
                 if not busy:
                     self._open[uid] = mine + 1
-                    self._turn.setdefault(uid, threading.Lock())
+                    self._turns.setdefault(uid, _Turns())
             if busy:
                 with suppress(OSError):
                     connection.send(protocol.BUSY + b"\n")
@@ -190,7 +218,7 @@ class Service:
             if left:
                 self._open[uid] = left
             else:
-                del self._open[uid], self._turn[uid]
+                del self._open[uid], self._turns[uid]
             if not self._open:
                 self._idle.notify_all()
 
@@ -263,8 +291,14 @@ class Service:
     def _receive(self, stream: Stream, uid: int, submission: bytes, ours: _UnderWay) -> Envelope:
         """Take in the envelope and the message, and queue it.  Raises MinisendError, Broken, OSError of the socket."""
         _, head = stream.frame(_NEXT_FRAME, {protocol.ENVELOPE: SUBMITTED_HEAD_LIMIT})
+        with self._turns[uid].in_hand(head):
+            return self._take_in(stream, uid, head, submission, ours)
+
+    def _take_in(
+        self, stream: Stream, uid: int, head: bytes, submission: bytes, ours: _UnderWay
+    ) -> Envelope:
         who: Account = account(uid)
-        with self._turn[uid]:
+        with self._turns[uid].work:
             said, size = _said(head)
             envelope = admit(
                 said, submission, uid=uid, login=who.login, channel=SOCKET, now=time.time()
@@ -366,7 +400,7 @@ class Service:
 
     def _list(self, stream: Stream, uid: int) -> None:
         stream.send(b"OK\n", _ANSWER)
-        turn = self._turn[uid]
+        turn = self._turns[uid].work
         with turn:
             look = _Look(claimed_files(self._queue), self._settings.reasons())
             places = sorted(self._queue.places(*_STATES), key=lambda place: (place.due, place.name))
