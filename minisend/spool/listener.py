@@ -168,7 +168,12 @@ def _is_served(path: str) -> bool:
             probe.connect(path)
         except BlockingIOError:
             return True
-        except (FileNotFoundError, ConnectionRefusedError):
+        except FileNotFoundError:
+            return False
+        except ConnectionRefusedError:
+            # So it says of any other file, too.
+            if not stat.S_ISSOCK(os.lstat(path).st_mode):
+                raise SpoolError(f"{path}: is no socket") from None
             return False
     return True
 

@@ -12,108 +12,35 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minisend.envelope import Envelope, Recipient
-from minisend.log import Log
+from minisend.envelope import Recipient
 from minisend.spool import client, protocol, service
-from minisend.spool.enqueue import Floor, new_queue_id
-from minisend.spool.limits import Usage
 from minisend.spool.protocol import frame
 from minisend.spool.record import SUBMITTED_HEAD_LIMIT, format_head
-from minisend.spool.service import Service, Settings
-from spool.make import RecordingQueue, claimed, listing, put
-
-ID = bytes(range(16))
-QUEUE_ID = new_queue_id(ID)
-MESSAGE = b"Subject: hello\n\nHello.\n"
-LIMIT = 100_000
-DEADLINE = 20.0
-GREETING = b"minisend 1\n"
-
-
-class Recorded(Log):
-    """A log that keeps its lines."""
-
-    def __init__(self) -> None:
-        super().__init__(syslog=False, stderr=False)
-        self.lines: list[str] = []
-
-    def info(self, text: str) -> None:
-        self.lines.append(text)
-
-    warning = error = info
-
-
-class Served:
-    """A service on a queue, and its clients: each is the other end of a pair of sockets."""
-
-    def __init__(self, queue: RecordingQueue, **limits: int) -> None:
-        self.queue = queue
-        self.log = Recorded()
-        usage = Usage(**{"messages": 0, "octets": 0, "rate": 0, **limits}, clock=time.monotonic)
-        self.service = Service(
-            queue, Settings(limit=LIMIT, floor=Floor("", 0, 0), usage=usage), self.log
-        )
-
-    def connect(self) -> socket.socket:
-        ours, theirs = socket.socketpair()
-        ours.settimeout(DEADLINE)
-        self.service.take(theirs)
-        return ours
-
-    @contextmanager
-    def greeted(self) -> Iterator[socket.socket]:
-        with self.connect() as connection:
-            assert read_line(connection) == GREETING
-            yield connection
-
-    def say(self, octets: bytes, *, half: bool = True) -> bytes:
-        """Say this, end, and read what comes; or, unless ``half``, be gone."""
-        with self.connect() as connection:
-            answer = b""
-            try:
-                connection.sendall(octets)
-                connection.shutdown(socket.SHUT_WR)
-                while half and (piece := connection.recv(65536)):
-                    answer += piece
-            except (BrokenPipeError, ConnectionResetError):
-                pass  # it has heard enough
-        self.ended()
-        return answer
-
-    def ended(self) -> None:
-        """No connection is served any more, and what was served has left no trace."""
-        assert self.service.wait(DEADLINE)
-        assert [line for line in self.log.lines if "event=bug" in line] == []
-        assert self.service._open == {}
-        assert self.service._under_way == {}
-
-    def queued(self) -> dict[str, list[str]]:
-        return listing(self.queue.spool)
+from spool.make import RecordingQueue, claimed, put
+from spool.served import (
+    DEADLINE,
+    END,
+    ENVELOPE,
+    GREETING,
+    HEAD,
+    ID,
+    LIMIT,
+    MESSAGE,
+    OK,
+    QUEUE_ID,
+    REQUEST,
+    STATUS,
+    WHOLE,
+    Served,
+    read_line,
+    said,
+    until,
+)
 
 
 @pytest.fixture
 def served(queue):
     return Served(queue)
-
-
-def read_line(connection: socket.socket) -> bytes:
-    line = b""
-    while not line.endswith(b"\n") and (octet := connection.recv(1)):
-        line += octet
-    return line
-
-
-def said(**changes: object) -> Envelope:
-    values: dict[str, object] = {"arrived": 1.0, "sender_given": True} | changes
-    return Envelope("0" * 16, b"ann@example.org", [Recipient(b"bob@example.net")], **values)
-
-
-HEAD = format_head(said(), len(MESSAGE))
-REQUEST = b"SUBMIT " + ID.hex().encode() + b"\n"
-ENVELOPE = frame(b"E", HEAD)
-END = frame(b"Z", b"23 c84d920e")
-WHOLE = REQUEST + ENVELOPE + frame(b"M", MESSAGE[:5]) + frame(b"M", MESSAGE[5:]) + END
-OK = b"OK " + QUEUE_ID.encode() + b"\n"
 
 
 def test_the_whole_one(served):
@@ -398,9 +325,6 @@ def served_say(served: Served, octets: bytes) -> bytes:
     return answer
 
 
-STATUS = b"STATUS " + ID.hex().encode() + b"\n"
-
-
 def test_one_that_is_under_way_is_waited_for(served):
     with served.greeted() as first, served.greeted() as second:
         first.sendall(WHOLE[: -len(END)])
@@ -475,13 +399,6 @@ def deliver(served: Served) -> None:
     for place in list(served.queue.places("new")):
         with served.queue.claim(place) as entry:
             entry.remove()
-
-
-def until(probe) -> None:
-    end = time.monotonic() + DEADLINE
-    while not probe():
-        assert time.monotonic() < end
-        time.sleep(0.002)
 
 
 # -- many
