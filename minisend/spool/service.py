@@ -226,9 +226,14 @@ class Service:
         queue_id = new_queue_id(submission)
         ours = _UnderWay()
         with self._lock:
-            if submission in self._void:
+            void = submission in self._void
+            earlier = ours if void else self._under_way.setdefault(submission, ours)
+        if void:
+            # Also while another connection asks for it: what is known is not given up.
+            if not self._is_known(queue_id):
                 raise SpoolError("this submission was given up")
-            earlier = self._under_way.setdefault(submission, ours)
+            self._confirm(stream, queue_id)
+            return
         if earlier is not ours:
             self._status(stream, submission)
             return
@@ -325,12 +330,15 @@ class Service:
             if not busy.done.wait(_BUSY):
                 # It has passed the point where it asks, and the disk is slow: neither answer would be true.
                 raise Broken("its end is not to be waited for")
+        # From here on it cannot begin.  First this, then the look, which is not one for everybody to wait for.
         with self._lock:
-            if not self._is_known(queue_id):
-                self._void[submission] = None
-                if len(self._void) > _VOID:
-                    del self._void[next(iter(self._void))]
-                raise SpoolError("no such submission")
+            self._void[submission] = None
+            if len(self._void) > _VOID:
+                del self._void[next(iter(self._void))]
+        if not self._is_known(queue_id):
+            raise SpoolError("no such submission")
+        with self._lock:
+            self._void.pop(submission, None)
         self._confirm(stream, queue_id)
 
     def _is_known(self, queue_id: str) -> bool:

@@ -159,6 +159,32 @@ def test_a_flush_lists_the_queue_once(served, monkeypatch):
     assert served.queued() == {"cur": [f"0000000000.{number:016x}" for number in range(5)]}
 
 
+def test_a_look_for_a_submission_holds_up_nobody_else(served, monkeypatch):
+    """It takes as long as the queue is large, and anybody may ask, as often as they like."""
+    looking, go_on = threading.Event(), threading.Event()
+    is_known = served.service._is_known
+
+    def is_slowly_known(queue_id: str) -> bool:
+        looking.set()
+        assert go_on.wait(DEADLINE)
+        return is_known(queue_id)
+
+    monkeypatch.setattr(served.service, "_is_known", is_slowly_known)
+    with served.greeted() as asking:
+        asking.sendall(b"STATUS " + ID.hex().encode() + b"\n")
+        assert looking.wait(DEADLINE)
+        free = served.service._lock.acquire(timeout=1)
+        if free:
+            served.service._lock.release()
+        go_on.set()
+        assert read_line(asking) == b"NO 75 4.3.0 no such submission\n"
+    served.ended()
+    assert free
+    monkeypatch.undo()
+    assert served.say(WHOLE) == GREETING + b"NO 75 4.3.0 this submission was given up\n"
+    assert served.queued() == {}
+
+
 NOT_A_REQUEST = b"NO 65 5.6.0 not a request\n"
 NO_ID = b"NO 65 5.6.0 not a submission id\n"
 WRONG_SUM = b"NO 65 5.6.0 the message is not the one that was announced\n"
