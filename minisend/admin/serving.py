@@ -13,8 +13,10 @@ Root, who may make the socket anywhere, becomes the queue's owner before anythin
 
 import os
 import signal
+import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 
 from minisend.admin.owner import become_owner
 from minisend.config import Config
@@ -110,14 +112,24 @@ def _accept(
             if pickup.look():
                 poke(spool.path, SUBMISSION)
 
+        picking = threading.Thread(target=pick_up)
+
+        def tick() -> None:
+            # In a thread of its own: a drop directory that somebody has filled takes minutes, in which nobody was let in.
+            nonlocal picking
+            if not picking.is_alive():
+                picking = threading.Thread(target=pick_up, daemon=True)
+                with suppress(RuntimeError):  # too many: the next time
+                    picking.start()
+
         stop.wake = listener.wake
         log.info(line("-", event="accepting", spool=spool.path))
         try:
             listener.loop(
                 service.take,
-                lambda: not service.wait(0),
+                lambda: picking.is_alive() or not service.wait(0),
                 stopping=lambda: stop.asked,
-                tick=pick_up,
+                tick=tick,
                 exit_idle=exit_idle,
             )
         finally:
@@ -125,6 +137,9 @@ def _accept(
             stop.wake = lambda: None
         # They end by themselves, or their clients find out that we have gone, and send the message another way.
         service.wait(_GRACE)
+        # What is broken off here is there for the next one, as after a crash.
+        if picking.is_alive():
+            picking.join(_GRACE)
         log.info(line("-", event="stopped" if stop.asked else "idle", spool=spool.path))
 
 
