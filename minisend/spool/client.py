@@ -15,7 +15,7 @@ import sys
 from binascii import crc32
 
 from minisend.envelope import Envelope
-from minisend.errors import MinisendError, SpoolError
+from minisend.errors import DataError, MinisendError, SpoolError
 from minisend.spool.protocol import (
     BUSY,
     END,
@@ -25,6 +25,7 @@ from minisend.spool.protocol import (
     LONGEST_ENVELOPE,
     LONGEST_LISTED,
     MESSAGE,
+    MOST_RECIPIENTS,
     PIECE,
     Broken,
     Stream,
@@ -93,8 +94,8 @@ def submit(
     Raises NotServed, Lost, Refused, and what reading ``message`` raises: then it is not kept.
     """
     head = format_head(envelope, size)
-    if len(head) > LONGEST_ENVELOPE:
-        raise SpoolError("too many recipients for one message: name fewer at a time")
+    if len(head) > LONGEST_ENVELOPE or len(envelope.recipients) > MOST_RECIPIENTS:
+        raise DataError(f"more recipients than the service takes: {len(envelope.recipients)}")
     stream = _connect(path)
     try:
         try:

@@ -266,6 +266,8 @@ class Service:
             said, submission, uid=uid, login=who.login, channel=SOCKET, now=time.time()
         )
         settings = self._settings
+        # Not for as long as the client takes for its message.
+        del said, head
         if settings.limit and size > settings.limit:
             raise MessageTooBig(f"message larger than max_message_size ({settings.limit} octets)")
         counted = _Admission(self._accounts, uid)
@@ -507,6 +509,8 @@ def _said(head: bytes) -> tuple[Envelope, int]:
     try:
         if head_length(head) != len(head):
             raise BrokenRecord("it does not end where its frame does")
+        if head.count(b"\nto ") > protocol.MOST_RECIPIENTS:
+            raise DataError("more recipients than the service takes")
         return parse_head(head)
     except BrokenRecord as exc:
         raise DataError(f"envelope: {exc}") from exc

@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from minisend.envelope import Envelope, Recipient
+from minisend.errors import DataError
 from minisend.log import Log
 from minisend.spool import client, protocol, service
 from minisend.spool.enqueue import Floor, new_queue_id
@@ -20,6 +21,7 @@ from minisend.spool.limits import Usage
 from minisend.spool.protocol import frame
 from minisend.spool.record import format_head
 from minisend.spool.service import Service, Settings
+from minisend.spool.store import Place
 from spool.make import RecordingQueue, claimed, listing, put
 
 ID = bytes(range(16))
@@ -183,6 +185,29 @@ def test_a_look_for_a_submission_holds_up_nobody_else(served, monkeypatch):
     monkeypatch.undo()
     assert served.say(WHOLE) == GREETING + b"NO 75 4.3.0 this submission was given up\n"
     assert served.queued() == {}
+
+
+def test_recipients_that_would_fill_the_memory(served):
+    """Of one octet each an envelope has room for 200,000, which take 30 MB, as often as an account may connect."""
+    one = b"\nto a"
+    fits = HEAD[:-2] + one * (protocol.MOST_RECIPIENTS - 1) + b"\n\n"
+    whole = REQUEST + frame(b"E", fits) + WHOLE[len(REQUEST + ENVELOPE) :]
+    assert served.say(whole) == GREETING + OK
+    served.queue.discard(Place("new", QUEUE_ID))
+    more = HEAD[:-2] + one * protocol.MOST_RECIPIENTS + b"\n\n"
+    answer = served.say(REQUEST.replace(b"00", b"ff") + frame(b"E", more))
+    assert answer == GREETING + b"NO 65 5.6.0 more recipients than the service takes\n"
+
+
+def test_recipients_that_no_service_takes_are_no_reason_to_try_again(tmp_path):
+    envelope = said()
+    envelope.recipients *= protocol.MOST_RECIPIENTS + 1
+    with pytest.raises(DataError) as caught:
+        client.submit(f"{tmp_path}/no.sock", ID, envelope, [MESSAGE])
+    assert (str(caught.value), caught.value.exit_code) == (
+        "more recipients than the service takes: 50001",
+        65,
+    )
 
 
 NOT_A_REQUEST = b"NO 65 5.6.0 not a request\n"
