@@ -253,9 +253,12 @@ class Service:
             with self._lock:
                 del self._under_way[submission]
             ours.done.set()
-        self._confirm(stream, queue_id)
-        if not later:
-            poke(self._queue.spool, SUBMISSION)
+        try:
+            self._confirm(stream, queue_id)
+        finally:
+            # Also of a client that has gone.  Not before: what is acknowledged while it is new leaves no tombstone.
+            if not later:
+                poke(self._queue.spool, SUBMISSION)
 
     def _receive(self, stream: Stream, uid: int, submission: bytes, ours: _UnderWay) -> Envelope:
         """Take in the envelope and the message, and queue it.  Raises MinisendError, Broken, OSError of the socket."""

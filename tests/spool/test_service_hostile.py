@@ -22,6 +22,7 @@ from minisend.spool.protocol import frame
 from minisend.spool.record import format_head
 from minisend.spool.service import Service, Settings
 from minisend.spool.store import Place
+from minisend.spool.trigger import Trigger
 from spool.make import RecordingQueue, claimed, listing, put
 
 ID = bytes(range(16))
@@ -208,6 +209,21 @@ def test_recipients_that_no_service_takes_are_no_reason_to_try_again(tmp_path):
         "more recipients than the service takes: 50001",
         65,
     )
+
+
+def test_the_message_of_a_client_that_is_gone_wakes_who_delivers(served, monkeypatch):
+    def confirm(stream: protocol.Stream, queue_id: str) -> None:
+        stream.close()
+        stream.send(b"", 1)
+
+    monkeypatch.setattr(served.service, "_confirm", confirm)
+    trigger = Trigger(served.queue.spool)
+    try:
+        assert served.say(WHOLE) == GREETING
+        assert served.queued() == {"new": [QUEUE_ID]}
+        assert trigger.wait(0) == b"n"
+    finally:
+        trigger.close()
 
 
 NOT_A_REQUEST = b"NO 65 5.6.0 not a request\n"
