@@ -34,7 +34,7 @@ from minisend.spool.listener import Listener, make, passed
 from minisend.spool.place import open_queue
 from minisend.spool.service import Service, Settings
 from minisend.spool.store import Queue
-from minisend.spool.trigger import SUBMISSION, poke
+from minisend.spool.trigger import SUBMISSION, is_served, poke
 
 # Seconds that clients have to come to an end when the service is told to.
 _GRACE = 10.0
@@ -111,6 +111,10 @@ def _accept(
         def pick_up() -> None:
             if pickup.look():
                 poke(spool.path, SUBMISSION)
+            # What came in the moment in which the delivering service ended found neither it nor systemd watching.
+            with suppress(OSError, SpoolError):
+                if not is_served(spool.path) and queue.names("new"):
+                    os.utime(queue.directory("new"))
 
         picking = threading.Thread(target=pick_up)
 

@@ -1,7 +1,10 @@
 """The accepting role of minisend run: what it does beside its clients is nothing for them to wait for."""
 
+import os
 import socket
 import threading
+
+import pytest
 
 from minisend.admin import serving
 from minisend.config import Config, Spool
@@ -9,6 +12,8 @@ from minisend.delivery.flush import Stop
 from minisend.delivery.pickup import Pickup
 from minisend.log import Log
 from minisend.spool import listener
+from minisend.spool.trigger import Trigger
+from spool.make import RecordingQueue, put
 
 DEADLINE = 20.0
 
@@ -42,3 +47,24 @@ def test_a_drop_directory_that_takes_its_time_keeps_nobody_waiting(tmp_path, mon
         role.join(DEADLINE)
     assert greeting == b"minisend 1\n"
     assert not role.is_alive()
+
+
+@pytest.mark.parametrize(
+    ("waiting", "served", "touched"), [(1, False, True), (1, True, False), (0, False, False)]
+)
+def test_what_nobody_was_told_of_is_announced_again(tmp_path, waiting, served, touched):
+    """systemd watches the directory again only after the service has ended; a change of its time counts as one."""
+    spool = f"{tmp_path}/spool"
+    with RecordingQueue(spool) as queue:
+        for _ in range(waiting):
+            put(queue)
+    new = f"{spool}/queue/new"
+    os.utime(new, (1e9, 1e9))
+    made = listener.make(f"{tmp_path}/submit.sock")
+    config = Config(file=None, spool=Spool(spool))
+    log = Log(syslog=False, stderr=False)
+    trigger = Trigger(spool) if served else None
+    serving._accept(config, made, log, Stop(), 0.0)
+    if trigger is not None:
+        trigger.close()
+    assert (os.stat(new).st_mtime > 1e9) == touched
