@@ -79,8 +79,9 @@ _BUSY = 30.0
 _VOID = 10_000
 # Between two times that a uid may have its messages flushed.
 _FLUSH_PAUSE = 60.0
-# Between two counts of what all accounts have in the queue.
+# Between two counts of what all accounts have in the queue: seconds, and how many times as long as a count takes.
 _RECOUNT = 5.0
+_RECOUNT_PAUSE = 20
 # systemd's range for DynamicUser=, and the kernel's number for who has none here.
 _DYNAMIC = range(61184, 65520)
 _NOBODY = 65534
@@ -443,24 +444,29 @@ class _Accounts:
     Who delivers does not tell us what has left: it is counted anew before anybody is refused, but not all the time.
     """
 
-    __slots__ = ("_counted", "_lock", "_queue", "_usage")
+    __slots__ = ("_count_at", "_counted", "_lock", "_queue", "_usage")
 
     def __init__(self, queue: Queue, usage: Usage) -> None:
         self._queue = queue
         self._usage = usage
         self._lock = threading.Lock()
-        self._counted = -_RECOUNT
+        self._counted = False
+        self._count_at = 0.0  # when it may be counted anew
 
     def admit(self, uid: int, octets: int) -> str | None:
         """As ``Usage.admit``."""
         if not self._usage.is_limited:
             return None
         with self._lock:
-            why = self._usage.admit(uid, octets) if self._counted >= 0 else ""
-            if why is not None and time.monotonic() - self._counted >= _RECOUNT:
+            why = self._usage.admit(uid, octets) if self._counted else ""
+            began = time.monotonic()
+            if why is not None and began >= self._count_at:
                 self._usage.forget()
                 count(self._queue, self._usage)
-                self._counted = time.monotonic()
+                self._counted = True
+                # Everybody waits meanwhile, which must not become always: who is over a limit may go on sending.
+                now = time.monotonic()
+                self._count_at = now + max(_RECOUNT, _RECOUNT_PAUSE * (now - began))
                 why = self._usage.admit(uid, octets)
             return why
 

@@ -226,6 +226,27 @@ def test_the_message_of_a_client_that_is_gone_wakes_who_delivers(served, monkeyp
         trigger.close()
 
 
+def test_who_is_over_a_limit_does_not_have_the_queue_counted_all_the_time(queue, monkeypatch):
+    """A count that takes 10 s, in which all others wait, is not begun anew 5 s after the last one."""
+    clock = [1000.0]
+    counts: list[float] = []
+
+    def count(queue: object, usage: Usage) -> None:
+        counts.append(clock[0])
+        clock[0] += 10
+
+    monkeypatch.setattr(service, "count", count)
+    monkeypatch.setattr(service.time, "monotonic", lambda: clock[0])
+    accounts = service._Accounts(
+        queue, Usage(messages=0, octets=0, rate=1, clock=lambda: clock[0])
+    )
+    assert accounts.admit(1, 1) is None
+    for _ in range(40):
+        assert accounts.admit(1, 1) is not None
+        clock[0] += 6
+    assert counts == [1000.0, 1214.0]
+
+
 NOT_A_REQUEST = b"NO 65 5.6.0 not a request\n"
 NO_ID = b"NO 65 5.6.0 not a submission id\n"
 WRONG_SUM = b"NO 65 5.6.0 the message is not the one that was announced\n"
