@@ -15,8 +15,8 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 
 from minisend.admin.owner import become_owner
 from minisend.config import Config
@@ -31,13 +31,14 @@ from minisend.message.permission import refusal
 from minisend.spool.enqueue import Floor
 from minisend.spool.limits import Usage
 from minisend.spool.listener import Listener, make, passed
-from minisend.spool.place import open_queue
+from minisend.spool.place import open_queue, state
 from minisend.spool.service import Service, Settings
 from minisend.spool.store import Queue
 from minisend.spool.trigger import SUBMISSION, is_served, poke
 
 # Seconds that clients have to come to an end when the service is told to.
 _GRACE = 10.0
+_LONGEST_RATES = 1024 * 1024
 
 
 def run(
@@ -104,8 +105,9 @@ def _accept(
     """The accepting role."""
     spool = config.spool
     os.close(open_queue(spool.path, create=True))
-    with Queue(spool.path) as queue:
-        service = Service(queue, settings(config), log)
+    given = settings(config)
+    with Queue(spool.path) as queue, _keeping_rates(spool.path, given.usage):
+        service = Service(queue, given, log)
         pickup = Pickup(config, log)
 
         def pick_up() -> None:
@@ -145,6 +147,29 @@ def _accept(
         if picking.is_alive():
             picking.join(_GRACE)
         log.info(line("-", event="stopped" if stop.asked else "idle", spool=spool.path))
+
+
+@contextmanager
+def _keeping_rates(spool: str, usage: Usage) -> Iterator[None]:
+    """The hour of [limits] rate_per_uid goes on: each idle exit would begin it anew."""
+    if not usage.is_limited:
+        yield
+        return
+    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+    try:
+        fd = os.open(f"{state(spool, make=True)}/admitted", flags, 0o600)
+    except OSError as exc:
+        raise SpoolError(f"{exc.filename}: {exc.strerror}") from exc
+    with open(fd, "r+", encoding="ascii", errors="replace") as file:
+        usage.restore(file.read(_LONGEST_RATES).splitlines())
+        try:
+            yield
+        finally:
+            with suppress(OSError):
+                file.seek(0)
+                file.truncate()
+                file.writelines(f"{each}\n" for each in usage.rates)
+                file.flush()
 
 
 def settings(config: Config) -> Settings:

@@ -3,17 +3,19 @@
 import os
 import socket
 import threading
+from collections.abc import Callable
 
 import pytest
 
 from minisend.admin import serving
-from minisend.config import Config, Spool
+from minisend.config import Config, Limits, Spool
 from minisend.delivery.flush import Stop
 from minisend.delivery.pickup import Pickup
 from minisend.log import Log
-from minisend.spool import listener
+from minisend.spool import client, listener
+from minisend.spool.record import format_head
 from minisend.spool.trigger import Trigger
-from spool.make import RecordingQueue, put
+from spool.make import MESSAGE, RecordingQueue, envelope, put
 
 DEADLINE = 20.0
 
@@ -68,3 +70,31 @@ def test_what_nobody_was_told_of_is_announced_again(tmp_path, waiting, served, t
     if trigger is not None:
         trigger.close()
     assert (os.stat(new).st_mtime > 1e9) == touched
+
+
+def test_the_hour_of_a_rate_does_not_begin_anew_with_each_idle_exit(tmp_path, monkeypatch):
+    spool = f"{tmp_path}/spool"
+    config = Config(file=None, spool=Spool(spool), limits=Limits(rate_per_uid=2))
+    log = Log(syslog=False, stderr=False)
+    stop = Stop()
+    answers: list[str] = []
+
+    def submit(self: object, take: Callable[[socket.socket], None], *_: object, **__: object):
+        ours, theirs = socket.socketpair()
+        take(theirs)
+        stream = client.Stream(ours)
+        assert stream.line(DEADLINE) == client.GREETING
+        try:
+            head = format_head(envelope(), len(MESSAGE))
+            client._hand_over(stream, os.urandom(16), head, [MESSAGE], later=True)
+            answers.append("OK")
+        except client.Refused as exc:
+            answers.append(str(exc))
+        stream.close()
+
+    monkeypatch.setattr(listener.Listener, "loop", submit)
+    for _ in range(3):
+        serving._accept(config, listener.make(f"{tmp_path}/submit.sock"), log, stop, None)
+    uid = os.getuid()
+    over = f"uid {uid} has sent 2 messages this hour: [limits] rate_per_uid is 2"
+    assert answers == ["OK", "OK", over]
