@@ -67,13 +67,17 @@ def run(
         return 0
     # What both of them need, made once.
     os.close(open_queue(config.spool.path, create=True))
-    roles: list[Callable[[], object]] = [
-        lambda: serve(config, log=log, stop=stop, exit_idle=exit_idle, ingest=both)
-    ]
+
+    def delivering() -> None:
+        if listener is not None:
+            listener.leave()
+        serve(config, log=log, stop=stop, exit_idle=exit_idle, ingest=both)
+
+    roles: list[Callable[[], object]] = [delivering]
     if listener is not None:
         listening = listener
         roles.append(lambda: _accept(config, listening, log, stop, exit_idle))
-    return _side_by_side(roles, stop, log)
+    return _side_by_side(roles, stop, log, begun=listener.leave if listener else lambda: None)
 
 
 def _made(config: Config, log: Log, *, needed: bool) -> Listener | None:
@@ -199,8 +203,13 @@ def settings(config: Config) -> Settings:
     )
 
 
-def _side_by_side(roles: list[Callable[[], object]], stop: Stop, log: Log) -> int:
-    """Each role in a process of its own, until one of them ends; the exit code of the first that failed."""
+def _side_by_side(
+    roles: list[Callable[[], object]], stop: Stop, log: Log, *, begun: Callable[[], None]
+) -> int:
+    """Each role in a process of its own, until one of them ends; the exit code of the first that failed.
+
+    ``begun``  is called here when all of them have been forked
+    """
     code = 0
     children: set[int] = set()
     for role in roles:
@@ -208,6 +217,7 @@ def _side_by_side(roles: list[Callable[[], object]], stop: Stop, log: Log) -> in
         if not pid:
             _be(role, stop, log)
         children.add(pid)
+    begun()
 
     def end_all() -> None:
         for pid in children:

@@ -2,8 +2,12 @@
 
 import os
 import socket
+import subprocess
+import sys
 import threading
+import time
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -17,6 +21,7 @@ from minisend.spool.record import format_head
 from minisend.spool.trigger import Trigger
 from spool.make import MESSAGE, RecordingQueue, envelope, put
 
+ROOT = Path(__file__).resolve().parents[2]
 DEADLINE = 20.0
 
 
@@ -98,3 +103,50 @@ def test_the_hour_of_a_rate_does_not_begin_anew_with_each_idle_exit(tmp_path, mo
     uid = os.getuid()
     over = f"uid {uid} has sent 2 messages this hour: [limits] rate_per_uid is 2"
     assert answers == ["OK", "OK", over]
+
+
+def target(link: Path) -> str:
+    try:
+        return os.readlink(link)
+    except FileNotFoundError:
+        return ""  # closed at this moment
+
+
+def holders(pids: list[str], inode: str) -> list[str]:
+    return [
+        pid
+        for pid in pids
+        if f"socket:[{inode}]" in map(target, Path(f"/proc/{pid}/fd").iterdir())
+    ]
+
+
+def test_the_socket_is_the_accepting_process_s_alone(tmp_path):
+    """Who connects when that one has ended must not wait for a greeting until the others have; nor has delivery a socket."""
+    path = f"{tmp_path}/submit.sock"
+    (tmp_path / "config.toml").write_text(
+        f'hostname = "h.example"\n[spool]\npath = "{tmp_path}/spool"\n'
+        f'[submission]\nsocket = "{path}"\ndrop = false\n'
+    )
+    code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); from minisend.__main__ import main; sys.exit(main())"
+    command = [sys.executable, "-c", code, "minisend", "-C", str(tmp_path / "config.toml"), "run"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as running:
+        try:
+            assert running.stderr is not None
+            roles = [running.stderr.readline() for _ in range(2)]
+            children = Path(f"/proc/{running.pid}/task/{running.pid}/children").read_text().split()
+            names = [
+                line.split()[6]
+                for line in Path("/proc/net/unix").read_text().splitlines()
+                if line.rpartition(" ")[2].startswith(path)
+            ]
+            pids = [str(running.pid), *children]
+            # The process above the two may not have come to it yet.
+            until = time.monotonic() + DEADLINE
+            while len(holding := holders(pids, names[0])) > 1 and time.monotonic() < until:
+                pass
+        finally:
+            running.terminate()
+    assert sorted("event=accepting" in line for line in roles) == [False, True], roles
+    assert (len(children), len(names)) == (2, 1)
+    assert holding == [children[1]]
+    assert running.returncode == 0
