@@ -56,6 +56,12 @@ class Listener:
                 pass  # its directory may be one that we may not write to any more
         self._socket.close()
 
+    def leave(self) -> None:
+        """Close it in this process: another one that has it, by fork(2), takes the connections."""
+        self._socket.close()
+        os.close(self._woken)
+        os.close(self._waking)
+
     def loop(
         self,
         take: Callable[[socket.socket], None],

@@ -84,8 +84,9 @@ _LARGE = 64 * 1024
 _VOID = 10_000
 # Between two times that a uid may have its messages flushed.
 _FLUSH_PAUSE = 60.0
-# Between two counts of what all accounts have in the queue.
+# Between two counts of what all accounts have in the queue: seconds, and how many times as long as a count takes.
 _RECOUNT = 5.0
+_RECOUNT_PAUSE = 20
 # systemd's range for DynamicUser=, and the kernel's number for who has none here.
 _DYNAMIC = range(61184, 65520)
 _NOBODY = 65534
@@ -262,9 +263,14 @@ class Service:
         queue_id = new_queue_id(submission)
         ours = _UnderWay()
         with self._lock:
-            if submission in self._void:
+            void = submission in self._void
+            earlier = ours if void else self._under_way.setdefault(submission, ours)
+        if void:
+            # Also while another connection asks for it: what is known is not given up.
+            if not self._is_known(queue_id):
                 raise SpoolError("this submission was given up")
-            earlier = self._under_way.setdefault(submission, ours)
+            self._confirm(stream, queue_id)
+            return
         if earlier is not ours:
             self._status(stream, submission)
             return
@@ -284,9 +290,12 @@ class Service:
             with self._lock:
                 del self._under_way[submission]
             ours.done.set()
-        self._confirm(stream, queue_id)
-        if not later:
-            poke(self._queue.spool, SUBMISSION)
+        try:
+            self._confirm(stream, queue_id)
+        finally:
+            # Also of a client that has gone.  Not before: what is acknowledged while it is new leaves no tombstone.
+            if not later:
+                poke(self._queue.spool, SUBMISSION)
 
     def _receive(self, stream: Stream, uid: int, submission: bytes, ours: _UnderWay) -> Envelope:
         """Take in the envelope and the message, and queue it.  Raises MinisendError, Broken, OSError of the socket."""
@@ -304,6 +313,8 @@ class Service:
                 said, submission, uid=uid, login=who.login, channel=SOCKET, now=time.time()
             )
         settings = self._settings
+        # Not for as long as the client takes for its message.
+        del said, head
         if settings.limit and size > settings.limit:
             raise MessageTooBig(f"message larger than max_message_size ({settings.limit} octets)")
         counted = _Admission(self._accounts, uid)
@@ -368,12 +379,15 @@ class Service:
             if not busy.done.wait(_BUSY):
                 # It has passed the point where it asks, and the disk is slow: neither answer would be true.
                 raise Broken("its end is not to be waited for")
+        # From here on it cannot begin.  First this, then the look, which is not one for everybody to wait for.
         with self._lock:
-            if not self._is_known(queue_id):
-                self._void[submission] = None
-                if len(self._void) > _VOID:
-                    del self._void[next(iter(self._void))]
-                raise SpoolError("no such submission")
+            self._void[submission] = None
+            if len(self._void) > _VOID:
+                del self._void[next(iter(self._void))]
+        if not self._is_known(queue_id):
+            raise SpoolError("no such submission")
+        with self._lock:
+            self._void.pop(submission, None)
         self._confirm(stream, queue_id)
 
     def _is_known(self, queue_id: str) -> bool:
@@ -483,24 +497,29 @@ class _Accounts:
     Who delivers does not tell us what has left: it is counted anew before anybody is refused, but not all the time.
     """
 
-    __slots__ = ("_counted", "_lock", "_queue", "_usage")
+    __slots__ = ("_count_at", "_counted", "_lock", "_queue", "_usage")
 
     def __init__(self, queue: Queue, usage: Usage) -> None:
         self._queue = queue
         self._usage = usage
         self._lock = threading.Lock()
-        self._counted = -_RECOUNT
+        self._counted = False
+        self._count_at = 0.0  # when it may be counted anew
 
     def admit(self, uid: int, octets: int) -> str | None:
         """As ``Usage.admit``."""
         if not self._usage.is_limited:
             return None
         with self._lock:
-            why = self._usage.admit(uid, octets) if self._counted >= 0 else ""
-            if why is not None and time.monotonic() - self._counted >= _RECOUNT:
+            why = self._usage.admit(uid, octets) if self._counted else ""
+            began = time.monotonic()
+            if why is not None and began >= self._count_at:
                 self._usage.forget()
                 count(self._queue, self._usage)
-                self._counted = time.monotonic()
+                self._counted = True
+                # Everybody waits meanwhile, which must not become always: who is over a limit may go on sending.
+                now = time.monotonic()
+                self._count_at = now + max(_RECOUNT, _RECOUNT_PAUSE * (now - began))
                 why = self._usage.admit(uid, octets)
             return why
 
@@ -552,6 +571,8 @@ def _said(head: bytes) -> tuple[Envelope, int]:
     try:
         if head_length(head) != len(head):
             raise BrokenRecord("it does not end where its frame does")
+        if head.count(b"\nto ") > protocol.MOST_RECIPIENTS:
+            raise DataError("more recipients than the service takes")
         return parse_head(head)
     except BrokenRecord as exc:
         raise DataError(f"envelope: {exc}") from exc

@@ -99,7 +99,7 @@ def test_more_recipients_than_fit(service):
     """Refused before anybody is asked."""
     many = Envelope("0" * 16, b"", [Recipient(b"%0999d@b" % n) for n in range(1100)], arrived=1.0)
     assert len(format_head(many, 0)) > SUBMITTED_HEAD_LIMIT
-    with pytest.raises(DataError, match=r"^more recipients than the socket takes: 1100$"):
+    with pytest.raises(DataError, match=r"^more recipients than the service takes: 1100$"):
         client.submit(service.path, ID, many, [MESSAGE])
 
 

@@ -393,7 +393,7 @@ def test_who_sees_what(mixed):
 def test_what_is_told_of_a_message(queue):
     """Head and tail of its file, and why it waits where no server was asked."""
     why = Outcome(0, DELAYED, "4.4.1", "no server answers", at=NOW)
-    served = Served(queue, settings={"reasons": lambda entry: [why]})
+    served = Served(queue, settings={"reasons": lambda: lambda entry: [why]})
     assert served.say(WHOLE + ACK) == GREETING + OK
     octets = file(served)[0]
     head, _, tail = octets.partition(MESSAGE)

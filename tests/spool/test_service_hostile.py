@@ -13,9 +13,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from minisend.envelope import Recipient
+from minisend.errors import DataError
 from minisend.spool import client, protocol, service
+from minisend.spool.limits import Usage
 from minisend.spool.protocol import frame
 from minisend.spool.record import SUBMITTED_HEAD_LIMIT, format_head
+from minisend.spool.store import Place
+from minisend.spool.trigger import Trigger
 from spool.make import RecordingQueue, claimed, put
 from spool.served import (
     DEADLINE,
@@ -84,6 +88,89 @@ def test_a_flush_lists_the_queue_once(served, monkeypatch):
     assert served.say(b"FLUSH\n") == GREETING + b"OK 5 due now\n"
     assert states == ["cur"]
     assert served.queued() == {"cur": [f"0000000000.{number:016x}" for number in range(5)]}
+
+
+def test_a_look_for_a_submission_holds_up_nobody_else(served, monkeypatch):
+    """It takes as long as the queue is large, and anybody may ask, as often as they like."""
+    looking, go_on = threading.Event(), threading.Event()
+    is_known = served.service._is_known
+
+    def is_slowly_known(queue_id: str) -> bool:
+        looking.set()
+        assert go_on.wait(DEADLINE)
+        return is_known(queue_id)
+
+    monkeypatch.setattr(served.service, "_is_known", is_slowly_known)
+    with served.greeted() as asking:
+        asking.sendall(b"STATUS " + ID.hex().encode() + b"\n")
+        assert looking.wait(DEADLINE)
+        free = served.service._lock.acquire(timeout=1)
+        if free:
+            served.service._lock.release()
+        go_on.set()
+        assert read_line(asking) == b"NO 75 4.3.0 no such submission\n"
+    served.ended()
+    assert free
+    monkeypatch.undo()
+    assert served.say(WHOLE) == GREETING + b"NO 75 4.3.0 this submission was given up\n"
+    assert served.queued() == {}
+
+
+def test_recipients_that_would_fill_the_memory(served):
+    """Of one octet each an envelope has room for 200,000, which take 30 MB, as often as an account may connect."""
+    one = b"\nto a"
+    fits = HEAD[:-2] + one * (protocol.MOST_RECIPIENTS - 1) + b"\n\n"
+    whole = REQUEST + frame(b"E", fits) + WHOLE[len(REQUEST + ENVELOPE) :]
+    assert served.say(whole) == GREETING + OK
+    served.queue.discard(Place("new", QUEUE_ID))
+    more = HEAD[:-2] + one * protocol.MOST_RECIPIENTS + b"\n\n"
+    answer = served.say(REQUEST.replace(b"00", b"ff") + frame(b"E", more))
+    assert answer == GREETING + b"NO 65 5.6.0 more recipients than the service takes\n"
+
+
+def test_recipients_that_no_service_takes_are_no_reason_to_try_again(tmp_path):
+    envelope = said()
+    envelope.recipients *= protocol.MOST_RECIPIENTS + 1
+    with pytest.raises(DataError) as caught:
+        client.submit(f"{tmp_path}/no.sock", ID, envelope, [MESSAGE])
+    assert (str(caught.value), caught.value.exit_code) == (
+        "more recipients than the service takes: 50001",
+        65,
+    )
+
+
+def test_the_message_of_a_client_that_is_gone_wakes_who_delivers(served, monkeypatch):
+    def confirm(stream: protocol.Stream, queue_id: str) -> None:
+        stream.close()
+        stream.send(b"", 1)
+
+    monkeypatch.setattr(served.service, "_confirm", confirm)
+    trigger = Trigger(served.queue.spool)
+    try:
+        assert served.say(WHOLE) == GREETING
+        assert served.queued() == {"new": [QUEUE_ID]}
+        assert trigger.wait(0) == b"n"
+    finally:
+        trigger.close()
+
+
+def test_who_is_over_a_limit_does_not_have_the_queue_counted_all_the_time(queue, monkeypatch):
+    """A count that takes 10 s, in which all others wait, is not begun anew 5 s after the last one."""
+    clock = [1000.0]
+    counts: list[float] = []
+
+    def count(queue: object, usage: Usage) -> None:
+        counts.append(clock[0])
+        clock[0] += 10
+
+    monkeypatch.setattr(service, "count", count)
+    monkeypatch.setattr(service.time, "monotonic", lambda: clock[0])
+    accounts = service._Accounts(queue, Usage(messages=0, octets=0, rate=1, clock=lambda: clock[0]))
+    assert accounts.admit(1, 1) is None
+    for _ in range(40):
+        assert accounts.admit(1, 1) is not None
+        clock[0] += 6
+    assert counts == [1000.0, 1214.0]
 
 
 NOT_A_REQUEST = b"NO 65 5.6.0 not a request\n"
