@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import posix
 import sys
-from _signal import SIGTERM  # type: ignore[import-not-found]
+from _signal import SIG_IGN, SIGINT, SIGTERM, getsignal, signal  # type: ignore[import-not-found]
 
 from minisend.delivery.attempt import Summary
 from minisend.log import line
@@ -45,10 +45,18 @@ class Workers:
 
     ``deliver``  delivers places, and adds what came of it to a summary; called in the new process, with what ``begin``
                  was
+    ``ask``      asks it to end with the transactions that are under way; called in the new process
     """
 
-    def __init__(self, shares: Sequence[Sequence[Place]], deliver: Deliver, log: Log) -> None:
+    def __init__(
+        self,
+        shares: Sequence[Sequence[Place]],
+        deliver: Deliver,
+        log: Log,
+        ask: Callable[[], None],
+    ) -> None:
         self._log = log
+        self._ask = ask
         self._workers = [self._start(share, deliver) for share in shares]
         self._gone = False
 
@@ -62,6 +70,10 @@ class Workers:
             return _Worker(pid, go_write, told_read)
         code = 1
         try:
+            for each in (SIGTERM, SIGINT):
+                if getsignal(each) != SIG_IGN:
+                    # However often: who signals all of a group or a unit tells the first process too, which tells us.
+                    signal(each, lambda number, frame: self._ask())
             posix.close(go_write)
             posix.close(told_read)
             summary = Summary()
