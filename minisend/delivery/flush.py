@@ -143,7 +143,8 @@ def flush(
             further = workers.Workers(parts[1:], deliver, log, stop.ask)
             stop.also = further.stop
             try:
-                deliver(parts[0], summary, progress=progress, let_in=further.begin)
+                mine = [*parts[0], *further.left]
+                deliver(mine, summary, progress=progress, let_in=further.begin)
             finally:
                 begun = further.finish(summary)
                 stop.also = lambda: None
