@@ -131,7 +131,7 @@ class _Destination:
 class Lanes:
     """The lanes of one run.
 
-    ``ready``      called, by any thread, when there is nothing left to do or ``recovered`` has grown
+    ``ready``      called, by any thread, when there is nothing left to do, ``recovered`` has grown or the lanes had to stop
     ``recovered``  times of probes that somebody waits for whose destination has answered before: to be looked for in the queue
     """
 
@@ -320,8 +320,7 @@ class Lanes:
                 # RLIMIT_NPROC, the limit of a container: there is room for as many as there are.
                 self._most = self._threads
                 if not self._most:
-                    self._died = self._died or SystemFault(f"delivery: {exc}")
-                    self.stop()
+                    self._die(SystemFault(f"delivery: {exc}"))
                 continue
             destination.lanes += 1
             destination.coming += 1
@@ -338,9 +337,7 @@ class Lanes:
             # What ends each new lane at its beginning must not begin them without end.
             self.turned_away(destination)
         except BaseException as exc:  # noqa: BLE001 - the run ends with it: ``close`` raises it
-            with self._lock:
-                self._died = self._died or exc
-                self.stop()
+            self._die(exc)
         finally:
             with self._lock:
                 destination.lanes -= 1
@@ -356,6 +353,12 @@ class Lanes:
                     self._staff(self._queue.popleft())
                 self._staff(destination)
                 self._ended.notify_all()
+
+    def _die(self, exc: BaseException) -> None:
+        with self._lock:
+            self._died = self._died or exc
+            self.stop()
+        self._ready()
 
     def next_work(
         self, destination: _Destination, lane: _Lane, *, wait: bool = True
