@@ -490,9 +490,11 @@ class Lanes:
             with self._lock:
                 if self.stopping:
                     raise Stopped
+                # Looked at after what was done meanwhile, which may have taken long.
+                now = time.time()
                 if self._queue or free - now > patience - time.monotonic():
                     break
-                self._no_patience.wait(min(free - now, _GLANCE))
+                self._no_patience.wait(min(max(free - now, 0.0), _GLANCE))
         else:
             return None
         down = rate.put_off(now)
