@@ -149,6 +149,7 @@ class Lanes:
         self._queue: deque[_Destination] = deque()
         # queue id → the name under which it was added, and how many are at work for it
         self._in_hand: dict[str, tuple[str, int]] = {}
+        self._common = common(run.config)
         # connections, so threads, that there may be in all
         self._most = max(1, run.config.delivery.connections // run.processes)
         self._wave = 0
@@ -175,9 +176,8 @@ class Lanes:
             self._in_hand[place.queue_id] = (place.name, 1)
             self.added += 1
             work = _Work(place, None, came_up=came_up, wave=self._wave)
-        hop = common(self._run.config)
-        if hop is not None:
-            self._give(hop, work)
+        if self._common is not None:
+            self._give(self._common, work)
         else:
             self._begin(work, None)
             self._release(work)
