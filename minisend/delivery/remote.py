@@ -484,8 +484,12 @@ class Remote:
         self, errand: _Errand, indexes: Iterable[int], error: MinisendError, remote_mta: str
     ) -> None:
         now = time.time()
+        name = self._hop.smarthost
         errand.take(
-            [policy.judge(index, error, remote_mta=remote_mta, at=now) for index in list(indexes)]
+            [
+                policy.judge(index, error, remote_mta=remote_mta, at=now, smarthost=name)
+                for index in list(indexes)
+            ]
         )
 
 
