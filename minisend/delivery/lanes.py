@@ -409,8 +409,8 @@ class Lanes:
             with self._lock:
                 destination.opening -= 1
 
-    def let_in(self, destination: _Destination, lane: _Lane) -> None:
-        """A server of this destination is ready for a message."""
+    def let_in(self, destination: _Destination, lane: _Lane, host: str) -> None:
+        """A server of this destination, ``host``, is ready for a message."""
         down = None
         first = False
         with self._lock:
@@ -426,8 +426,10 @@ class Lanes:
                 self.recovered.add(down.until)
             self._staff(destination)
         self._run.let_in(not self._is_busy())
-        if first and destination.hop.kind == SMARTHOST:
-            self._run.destinations.forget_told(destination.hop.name)
+        if destination.hop.kind == SMARTHOST:
+            if first:
+                self._run.destinations.forget_told(destination.hop.name)
+            self._run.destinations.forget_told(_host_of(destination.hop, host))
         if down is not None:
             self._run.destinations.forget(destination.hop.name)
             self._run.log.info(
@@ -529,15 +531,21 @@ class Lanes:
             destination.limit = 1.0
         self._run.destinations.put(destination.hop.name, down)
         if verdict.cause and destination.hop.kind == SMARTHOST:
-            self._tell_admin(destination.hop, verdict)
+            self._tell_admin(destination.hop, verdict, destination.hop.name)
         return down
 
-    def _tell_admin(self, hop: NextHop, verdict: Verdict) -> None:
-        """What nobody else can mend."""
+    def refused(self, destination: _Destination, verdict: Verdict) -> None:
+        """One of its servers does not let us in, until the administrator acts; another one did."""
+        hop = destination.hop
+        if hop.kind == SMARTHOST:
+            self._tell_admin(hop, verdict, _host_of(hop, verdict.outcome.remote_mta))
+
+    def _tell_admin(self, hop: NextHop, verdict: Verdict, name: str) -> None:
+        """What nobody else can mend.  ``name``: of the next hop, or of one of its hosts; each is told of by itself."""
         from minisend.delivery import notice
 
         run = self._run
-        path = run.destinations.told(hop.name)
+        path = run.destinations.told(name)
         try:
             told = notice.tell(run.queue, run.config, hop, path, verdict.cause, verdict.outcome)
         except (OSError, SpoolError) as exc:
@@ -557,6 +565,11 @@ class Lanes:
                 )
             )
             run.came_up(Place("new", told.queue_id))
+
+
+def _host_of(hop: NextHop, host: str) -> str:
+    """The name under which is kept what was told of one host; of no next hop the name has a space."""
+    return f"{hop.name} {host}"
 
 
 class _Lane:
@@ -580,7 +593,8 @@ class _Lane:
             destination.hop,
             run.config,
             run.resolver,
-            opened=lambda: lanes.let_in(destination, self),
+            opened=lambda host: lanes.let_in(destination, self, host),
+            refused=lambda verdict: lanes.refused(destination, verdict),
             trace=self._trace if run.trace is not None else None,
             while_waiting=self._make_durable,
             stopping=lambda: lanes.stopping,

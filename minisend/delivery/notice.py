@@ -10,7 +10,8 @@
     else, the queue is a person's own       that person, who has sent all that is in it
     else                                    nobody: there is the log, ``mailq`` and ``minisend check``
 
-One notice for each smarthost and cause until the smarthost has let us in again.  ``state/destinations/!<next hop>`` keeps what
+One notice for each smarthost and cause until the smarthost has let us in again; also one for a host of it that does not,
+while another does: then until that host has.  ``state/destinations/!<next hop>``, with the host behind it, keeps what
 has been told, a line for each step, synced; locked while it is looked at, so that of several processes one tells:
 
     CAUSE SINCE          the first failure, seconds since the epoch: the notice's queue id is made of it
