@@ -188,6 +188,11 @@ class Submission:
         _fill(self, "submission", values)
 
 
+def smarthost_table(name: str) -> str:
+    """What the table of a smarthost is called, brackets and all; ``name`` is "" for [smarthost]."""
+    return f"[smarthosts.{name}]" if name else "[smarthost]"
+
+
 class Smarthost:
     """[smarthost] and [smarthosts.NAME]: what is unset is "" or (); ``hosts`` are names or addresses without brackets.
 

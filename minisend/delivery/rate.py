@@ -28,6 +28,7 @@ import struct
 from _thread import allocate_lock
 from math import ceil
 
+from minisend.config import smarthost_table
 from minisend.delivery.destination import Down
 from minisend.spool.place import state
 
@@ -58,7 +59,7 @@ class Rate:
         self._spool = spool
         self._directory = f"{state(spool)}/rate"
         self._path = f"{self._directory}/{name or 'smarthost'}"
-        self._table = f"[smarthosts.{name}]" if name else "[smarthost]"
+        self._table = smarthost_table(name)
         self._count = count
         self._seconds = seconds
         self._lock = allocate_lock()

@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from minisend.config import state_directory
+from minisend.config import smarthost_table, state_directory
 from minisend.delivery.oauth.failure import OAuthError
 from minisend.delivery.secrets import one_line, read_secret
 
@@ -91,7 +91,7 @@ class Client:
         preset = _PRESETS[smarthost.oauth2_provider]
         tenant = smarthost.oauth2_tenant
         self.name = name
-        self.what = f"[smarthosts.{name}]" if name else "[smarthost]"
+        self.what = smarthost_table(name)
         self.login_command = f"minisend login {name}" if name else "minisend login"
         self.account = smarthost.username
         self.grant = smarthost.oauth2_grant
