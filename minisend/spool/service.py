@@ -136,7 +136,8 @@ class Service:
     def __init__(self, queue: Queue, settings: Settings, log: Log) -> None:
         self._queue = queue
         self._settings = settings
-        self._accounts = _Accounts(queue, settings.usage)
+        #: What each account has, for whoever takes messages beside the socket.
+        self.accounts = Accounts(queue, settings.usage)
         self._log = log
         self._lock = threading.Lock()
         self._idle = threading.Condition(self._lock)
@@ -264,7 +265,7 @@ class Service:
         settings = self._settings
         if settings.limit and size > settings.limit:
             raise MessageTooBig(f"message larger than max_message_size ({settings.limit} octets)")
-        counted = _Admission(self._accounts, uid)
+        counted = _Admission(self.accounts, uid)
         abandoned = take_abandoned(self._queue.fd, envelope.queue_id)
         try:
             enqueue(
@@ -422,10 +423,11 @@ class Service:
         stream.send(b"OK %d due now\n" % count, _ANSWER)
 
 
-class _Accounts:
+class Accounts:
     """What each account has in the queue, where that is limited.
 
     Who delivers does not tell us what has left: it is counted anew before anybody is refused, but not all the time.
+    For all threads; takes the place of a ``Usage``.
     """
 
     __slots__ = ("_counted", "_lock", "_queue", "_usage")
@@ -435,6 +437,22 @@ class _Accounts:
         self._usage = usage
         self._lock = threading.Lock()
         self._counted = -_RECOUNT
+
+    @property
+    def is_limited(self) -> bool:
+        """As ``Usage.is_limited``."""
+        return self._usage.is_limited
+
+    @property
+    def rates(self) -> tuple[float, dict[int, int]]:
+        """As ``Usage.rates``."""
+        with self._lock:
+            return self._usage.rates
+
+    def restore(self, hour: float, admitted: dict[int, int]) -> None:
+        """As ``Usage.restore``."""
+        with self._lock:
+            self._usage.restore(hour, admitted)
 
     def admit(self, uid: int, octets: int) -> str | None:
         """As ``Usage.admit``."""
@@ -461,7 +479,7 @@ class _Admission:
 
     __slots__ = ("_accounts", "_octets", "_uid")
 
-    def __init__(self, accounts: _Accounts, uid: int) -> None:
+    def __init__(self, accounts: Accounts, uid: int) -> None:
         self._accounts = accounts
         self._uid = uid
         self._octets = -1

@@ -344,3 +344,27 @@ def test_what_was_in_the_queue_before_counts_but_not_for_the_rate(clock):
     assert counted.admit(7, 1) == MANY
     counted.released(7, 10)
     assert counted.admit(7, 1) == "uid 7 has sent 1 messages this hour: [limits] rate_per_uid is 1"
+
+
+def test_the_hour_of_another_process():
+    """Whoever has counted more is right: each has seen some of what the other has."""
+    now = [10_000.0]
+    usage = Usage(messages=0, octets=0, rate=10, clock=lambda: now[0])
+    for uid in (1, 1, 2):
+        assert usage.admit(uid, 1) is None
+    usage.restore(9000.0, {1: 1, 2: 5, 3: 7})
+    assert usage.rates == (9000.0, {1: 2, 2: 5, 3: 7})
+    for hour in (10_001.0, 10_000.0 - 3600):  # yet to come, and over
+        usage.restore(hour, {1: 9})
+    assert usage.rates == (9000.0, {1: 2, 2: 5, 3: 7})
+
+
+@pytest.mark.parametrize("now", [9000.0 + 3600, 8999.0], ids=["over", "set back"])
+def test_another_hour(now):
+    clock = [9000.0]
+    usage = Usage(messages=0, octets=0, rate=1, clock=lambda: clock[0])
+    assert usage.admit(1, 1) is None
+    assert usage.admit(1, 1) is not None
+    clock[0] = now
+    assert usage.admit(1, 1) is None
+    assert usage.rates == (now, {1: 1})
