@@ -117,7 +117,7 @@ def _accept(
     given = settings(config)
     with Queue(spool.path) as queue, _keeping_rates(spool.path, given.usage):
         service = Service(queue, given, log)
-        pickup = Pickup(config, log)
+        pickup = Pickup(config, log, accounts=service.accounts)
 
         def pick_up() -> None:
             if pickup.look():
@@ -205,7 +205,8 @@ def settings(config: Config) -> Settings:
             messages=limits.messages_per_uid,
             octets=limits.octets_per_uid,
             rate=limits.rate_per_uid,
-            clock=time.monotonic,
+            # The hour outlives the process, see Ingest.
+            clock=time.time,
         ),
     )
 

@@ -19,6 +19,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from minisend.config import Config
     from minisend.spool.ingest import Result
+    from minisend.spool.service import Accounts
 
 # Seconds between two looks at the time of the directory; between two at what is in it, when something could not be taken
 # the last time, and when nothing is known to be there.
@@ -28,9 +29,15 @@ _LOOK = 300.0
 
 
 class Pickup:
-    """For the drop directory of a configuration, if it has one and it is ours; without ``ingest`` for none."""
+    """For the drop directory of a configuration, if it has one and it is ours; without ``ingest`` for none.
 
-    def __init__(self, config: "Config", log: Log, *, ingest: bool = True) -> None:
+    ``accounts``  of the service at the socket, which counts for the same limits
+    """
+
+    def __init__(
+        self, config: "Config", log: Log, *, ingest: bool = True, accounts: "Accounts | None" = None
+    ) -> None:
+        self._accounts = accounts
         self._config = config
         self._log = log
         drop = config.served.drop
@@ -86,8 +93,10 @@ class Pickup:
         from minisend.spool.limits import Usage
 
         spool, limits = self._config.spool, self._config.limits
-        usage = None
-        if limits.messages_per_uid or limits.octets_per_uid or limits.rate_per_uid:
+        usage: Usage | Accounts | None = None
+        if self._accounts is not None:
+            usage = self._accounts if self._accounts.is_limited else None
+        elif limits.messages_per_uid or limits.octets_per_uid or limits.rate_per_uid:
             usage = Usage(
                 messages=limits.messages_per_uid,
                 octets=limits.octets_per_uid,
@@ -101,7 +110,7 @@ class Pickup:
             self._drop,
             limit=spool.max_message_size,
             usage=usage,
-            keep_rates=True,
+            keep_rates=self._accounts is None,
             floor=Floor(f"{spool.path}/queue", spool.min_free, spool.min_free_inodes),
         ).run()
 

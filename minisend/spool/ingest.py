@@ -64,6 +64,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from minisend.spool.service import Accounts
+
 # Files opened in one run; of one user when there are more.
 _LOOKED_AT = 10_000
 # How long what is no message is kept, in seconds; what a sender that was killed has left in tmp too.
@@ -166,7 +168,7 @@ class Ingest:
         drop: str,
         *,
         limit: int,
-        usage: Usage | None = None,
+        usage: "Usage | Accounts | None" = None,
         keep_rates: bool = False,
         floor: Floor | None = None,
         clock: "Callable[[], float]" = time.time,

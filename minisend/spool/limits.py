@@ -23,7 +23,7 @@ _HOUR = 3600
 
 
 class Usage:
-    """What the users have; each limit is 0 for none.  ``clock`` gives seconds that never go back (time.monotonic)."""
+    """What the users have; each limit is 0 for none.  ``clock`` gives seconds; where it is set back, an hour begins."""
 
     __slots__ = ("_admitted", "_clock", "_hour", "_messages", "_octets", "_rate", "_waiting")
 
@@ -57,7 +57,8 @@ class Usage:
     def restore(self, lines: "list[str]") -> None:
         """Go on with the hour of another process on the same clock; one that is over, or yet to come, is none.
 
-        Lines of another kind, and what cannot be read of them, count for nothing.
+        Lines of another kind, and what cannot be read of them, count for nothing.  What was counted here before stays,
+        where it is more.
         """
         hour = 0.0
         admitted: dict[int, int] = {}
@@ -72,7 +73,8 @@ class Usage:
                 pass
         if 0 <= self._clock() - hour < _HOUR:
             self._hour = hour
-            self._admitted = admitted
+            for uid, number in admitted.items():
+                self._admitted[uid] = max(number, self._admitted.get(uid, 0))
 
     def add(self, uid: int, octets: int) -> None:
         """A message that is in the queue, admitted or from before."""
@@ -82,7 +84,7 @@ class Usage:
     def admit(self, uid: int, octets: int) -> str | None:
         """Count a message of this size and return None; or leave it uncounted and return why, on one line."""
         now = self._clock()
-        if now - self._hour >= _HOUR:
+        if not 0 <= now - self._hour < _HOUR:
             self._hour = now
             self._admitted.clear()
         count, size = self._waiting.get(uid, (0, 0))

@@ -168,7 +168,8 @@ class Service:
     def __init__(self, queue: Queue, settings: Settings, log: Log) -> None:
         self._queue = queue
         self._settings = settings
-        self._accounts = _Accounts(queue, settings.usage)
+        #: What each account has, for whoever takes messages beside the socket.
+        self.accounts = Accounts(queue, settings.usage)
         self._log = log
         self._lock = threading.Lock()
         self._idle = threading.Condition(self._lock)
@@ -317,7 +318,7 @@ class Service:
         del said, head
         if settings.limit and size > settings.limit:
             raise MessageTooBig(f"message larger than max_message_size ({settings.limit} octets)")
-        counted = _Admission(self._accounts, uid)
+        counted = _Admission(self.accounts, uid)
         abandoned = take_abandoned(self._queue.fd, envelope.queue_id)
         try:
             enqueue(
@@ -491,10 +492,11 @@ class Service:
         stream.send(b"OK %d due now\n" % count, _ANSWER)
 
 
-class _Accounts:
+class Accounts:
     """What each account has in the queue, where that is limited.
 
     Who delivers does not tell us what has left: it is counted anew before anybody is refused, but not all the time.
+    For all threads; takes the place of a ``Usage``.
     """
 
     __slots__ = ("_count_at", "_counted", "_lock", "_queue", "_usage")
@@ -505,6 +507,22 @@ class _Accounts:
         self._lock = threading.Lock()
         self._counted = False
         self._count_at = 0.0  # when it may be counted anew
+
+    @property
+    def is_limited(self) -> bool:
+        """As ``Usage.is_limited``."""
+        return self._usage.is_limited
+
+    @property
+    def rates(self) -> list[str]:
+        """As ``Usage.rates``."""
+        with self._lock:
+            return self._usage.rates
+
+    def restore(self, lines: list[str]) -> None:
+        """As ``Usage.restore``."""
+        with self._lock:
+            self._usage.restore(lines)
 
     def admit(self, uid: int, octets: int) -> str | None:
         """As ``Usage.admit``."""
@@ -535,7 +553,7 @@ class _Admission:
 
     __slots__ = ("_accounts", "_octets", "_uid")
 
-    def __init__(self, accounts: _Accounts, uid: int) -> None:
+    def __init__(self, accounts: Accounts, uid: int) -> None:
         self._accounts = accounts
         self._uid = uid
         self._octets = -1

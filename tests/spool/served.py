@@ -8,6 +8,7 @@ from contextlib import contextmanager
 
 from minisend.envelope import Envelope, Recipient
 from minisend.log import Log
+from minisend.spool import service
 from minisend.spool.enqueue import Floor, new_queue_id
 from minisend.spool.limits import Usage
 from minisend.spool.protocol import frame
@@ -44,7 +45,10 @@ class Served:
     ) -> None:
         self.queue = queue
         self.log = Recorded()
-        usage = Usage(**{"messages": 0, "octets": 0, "rate": 0, **limits}, clock=time.monotonic)
+        usage = Usage(
+            **{"messages": 0, "octets": 0, "rate": 0, **limits},
+            clock=lambda: service.time.monotonic(),
+        )
         self.service = Service(
             queue,
             Settings(limit=LIMIT, floor=Floor("", 0, 0), usage=usage, **(settings or {})),

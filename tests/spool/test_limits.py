@@ -344,3 +344,28 @@ def test_what_was_in_the_queue_before_counts_but_not_for_the_rate(clock):
     assert counted.admit(7, 1) == MANY
     counted.released(7, 10)
     assert counted.admit(7, 1) == "uid 7 has sent 1 messages this hour: [limits] rate_per_uid is 1"
+
+
+def test_the_hour_of_another_process():
+    """Whoever has counted more is right: each has seen some of what the other has."""
+    now = [10_000.0]
+    usage = Usage(messages=0, octets=0, rate=10, clock=lambda: now[0])
+    for uid in (1, 1, 2):
+        assert usage.admit(uid, 1) is None
+    usage.restore(["hour 9000 -", "admitted 1 1", "admitted 2 5", "admitted 3 7", "admitted x"])
+    counted = ["hour 9000 -", "admitted 1 2", "admitted 2 5", "admitted 3 7"]
+    assert usage.rates == counted
+    for hour in ("10001", "6400"):  # yet to come, and over
+        usage.restore([f"hour {hour} -", "admitted 1 9"])
+    assert usage.rates == counted
+
+
+@pytest.mark.parametrize("now", [9000.0 + 3600, 8999.0], ids=["over", "set back"])
+def test_another_hour(now):
+    clock = [9000.0]
+    usage = Usage(messages=0, octets=0, rate=1, clock=lambda: clock[0])
+    assert usage.admit(1, 1) is None
+    assert usage.admit(1, 1) is not None
+    clock[0] = now
+    assert usage.admit(1, 1) is None
+    assert usage.rates == [f"hour {int(now)} -", "admitted 1 1"]

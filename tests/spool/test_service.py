@@ -12,8 +12,9 @@ import pytest
 from minisend.envelope import DELAYED, DROP, SOCKET, Envelope, Outcome, Recipient
 from minisend.errors import PermissionDenied
 from minisend.log import line
-from minisend.spool import disk, service
+from minisend.spool import disk, drop, ingest, service
 from minisend.spool.enqueue import enqueue
+from minisend.spool.place import LEAF_MODE
 from minisend.spool.protocol import frame
 from minisend.spool.record import format_head, format_outcomes
 from minisend.spool.store import Place
@@ -334,6 +335,65 @@ def test_messages_an_hour(queue, clock):
         b"NO 75 4.3.0 uid %d has sent 1 messages this hour: [limits] rate_per_uid is 1\n"
         % os.geteuid()
     )
+
+
+# -- beside the drop
+
+
+@pytest.fixture
+def leaves(queue, tmp_path):
+    """A drop directory of the queue's owner."""
+    path = f"{tmp_path}/drop"
+    for leaf in ("", "/tmp", "/new"):
+        os.mkdir(path + leaf)
+        os.chmod(path + leaf, LEAF_MODE if leaf else 0o755)
+    return path
+
+
+def drop_one(leaves):
+    drop.put(leaves, os.urandom(16), said(), [MESSAGE], LIMIT, owner=os.geteuid())
+
+
+def pick_up(served, leaves):
+    """What is left there, by reason."""
+    found = ingest.Ingest(
+        *(served.queue.spool, leaves),
+        limit=LIMIT,
+        usage=served.service.accounts,
+        keep_rates=True,
+        clock=lambda: NOW,
+    ).run()
+    return found.left
+
+
+def test_the_socket_and_the_drop_share_one_count(queue, clock, leaves):
+    served = Served(queue, rate=3)
+    assert served.say(submission(1) + ACK).startswith(GREETING + b"OK ")
+    for _ in range(3):
+        drop_one(leaves)
+    assert pick_up(served, leaves) == {ingest.LIMIT: 1}
+    too_many = GREETING + (
+        b"NO 75 4.3.0 uid %d has sent 3 messages this hour: [limits] rate_per_uid is 3\n"
+        % os.geteuid()
+    )
+    assert served.say(submission(2) + ACK) == too_many
+    # ... also in the service that follows, until the hour is over.
+    following = Served(queue, rate=3)
+    assert pick_up(following, leaves) == {ingest.LIMIT: 1}
+    assert following.say(submission(2) + ACK) == too_many
+    clock.now += 3600
+    assert following.say(submission(2) + ACK).startswith(GREETING + b"OK ")
+
+
+def test_what_one_that_came_by_the_socket_counts_outlives_the_service(queue, clock, leaves):
+    served = Served(queue, rate=1)
+    assert pick_up(served, leaves) == {}
+    assert served.say(submission(1) + ACK).startswith(GREETING + b"OK ")
+    # What the service does at its end; there is nothing in the drop.
+    assert pick_up(served, leaves) == {}
+    following = Served(queue, rate=1)
+    assert pick_up(following, leaves) == {}
+    assert following.say(submission(2) + ACK).startswith(GREETING + b"NO 75 ")
 
 
 # -- the caller's own

@@ -46,6 +46,7 @@ def test_manual(manual):
 def test_there_are_manuals():
     assert [path.name for path in MANUALS] == [
         "minisend-spool.5",
+        "minisend-submit.7",
         "minisend.1",
         "minisend.toml.5",
         "sendmail.8",
