@@ -29,7 +29,7 @@ import threading
 import time
 from binascii import crc32
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 
 from minisend.envelope import SOCKET, Envelope, Outcome
 from minisend.errors import (
@@ -140,6 +140,8 @@ class Service:
         self._log = log
         self._lock = threading.Lock()
         self._idle = threading.Condition(self._lock)
+        self._turn = threading.Condition(self._lock)
+        self._looking: set[int] = set()  # uids that go through the whole queue
         self._open: dict[int, int] = {}  # uid → connections
         self._under_way: dict[bytes, _UnderWay] = {}
         self._void: dict[bytes, None] = {}
@@ -211,7 +213,8 @@ class Service:
                 case b"STATUS":
                     self._status(stream, _submission(rest)[0])
                 case b"LIST":
-                    self._list(stream, uid)
+                    with self._alone(uid):
+                        self._list(stream, uid)
                 case b"REMOVE":
                     self._remove(stream, uid, rest.decode("ascii", "backslashreplace"))
                 case b"FLUSH":
@@ -368,6 +371,20 @@ class Service:
         if uid in _DYNAMIC or uid == _NOBODY or envelope.uid != uid:
             return False
         return envelope.channel == SOCKET or not verified
+
+    @contextmanager
+    def _alone(self, uid: int) -> Iterator[None]:
+        """One at a time of each account, for what goes through the whole queue.  Raises SpoolError when it is long."""
+        with self._lock:
+            if not self._turn.wait_for(lambda: uid not in self._looking, _BUSY):
+                raise SpoolError("another request of this account goes through the queue, try again")
+            self._looking.add(uid)
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._looking.discard(uid)
+                self._turn.notify_all()
 
     def _list(self, stream: Stream, uid: int) -> None:
         stream.send(b"OK\n", _ANSWER)
