@@ -377,7 +377,9 @@ class Service:
         """One at a time of each account, for what goes through the whole queue.  Raises SpoolError when it is long."""
         with self._lock:
             if not self._turn.wait_for(lambda: uid not in self._looking, _BUSY):
-                raise SpoolError("another request of this account goes through the queue, try again")
+                raise SpoolError(
+                    "another request of this account goes through the queue, try again"
+                )
             self._looking.add(uid)
         try:
             yield

@@ -520,7 +520,10 @@ class Queue:
             if state == "cur":
                 for name in self.names("cur"):
                     # First what tells most of 100,000 apart at once.
-                    if name.endswith(queue_id) and (place := Place("cur", name)).queue_id == queue_id:
+                    if (
+                        name.endswith(queue_id)
+                        and (place := Place("cur", name)).queue_id == queue_id
+                    ):
                         return place
             elif disk.exists(queue_id, self.directory(state)):
                 return Place(state, queue_id)

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from spool.make import MESSAGE, RecordingQueue, envelope, put
 
 from minisend.admin import serving
 from minisend.config import Config, Limits, Spool
@@ -19,7 +20,6 @@ from minisend.log import Log
 from minisend.spool import client, listener
 from minisend.spool.record import format_head
 from minisend.spool.trigger import Trigger
-from spool.make import MESSAGE, RecordingQueue, envelope, put
 
 ROOT = Path(__file__).resolve().parents[2]
 DEADLINE = 20.0
@@ -114,9 +114,7 @@ def target(link: Path) -> str:
 
 def holders(pids: list[str], inode: str) -> list[str]:
     return [
-        pid
-        for pid in pids
-        if f"socket:[{inode}]" in map(target, Path(f"/proc/{pid}/fd").iterdir())
+        pid for pid in pids if f"socket:[{inode}]" in map(target, Path(f"/proc/{pid}/fd").iterdir())
     ]
 
 

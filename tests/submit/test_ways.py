@@ -1,12 +1,12 @@
 """What a submission says when no way took its message."""
 
 import pytest
+from spool.make import MESSAGE, envelope
 
 from minisend.config import Spool, Submission, SubmissionFacts
 from minisend.errors import SpoolError
 from minisend.spool import client
 from minisend.submit.handover import hand_over
-from spool.make import MESSAGE, envelope
 
 
 @pytest.mark.parametrize("drop", [True, False], ids=["and no drop", "and none named"])
