@@ -1,5 +1,6 @@
 """Root at a queue that is another account's: the command becomes that account before it looks at anything in there."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from minisend.admin.owner import become_owner
+from minisend.log import line
 
 ROOT = Path(__file__).resolve().parents[2]
 OWNER = 4242
@@ -132,3 +134,27 @@ def test_no_queue_is_no_way_to_keep_root(place: Path, link: bool) -> None:
         become_owner(str(spool))
         os._exit(os.geteuid() == OWNER)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 1
+
+
+def test_root_reads_the_logs_as_root_and_the_lines_of_the_account(place: Path, monkeypatch) -> None:
+    """The account may not read them; and of a queue for all users the spool around it is root's."""
+    queue_id = queued(place)
+    os.chown(place / "spool", 0, 0)
+    programs = place / "bin"
+    programs.mkdir()
+    logged = {
+        "__REALTIME_TIMESTAMP": "1700000000000000",
+        "_UID": str(OWNER),
+        "MESSAGE": line(queue_id, event="held"),
+    }
+    journalctl = programs / "journalctl"
+    journalctl.write_text(f"#!/bin/sh\ntest $(id -u) = 0 && echo '{json.dumps(logged)}'\n")
+    journalctl.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{programs}:{os.environ['PATH']}")
+    done = run(place, "minisend", "log", "--json", queue_id)
+    assert done.stderr == b""
+    told = [json.loads(each) for each in done.stdout.splitlines()]
+    assert [(each["source"], each["event"]) for each in told] == [
+        ("journal", "held"),
+        ("queue", "arrived"),
+    ]
