@@ -52,6 +52,7 @@ from minisend.spool.enqueue import (
 )
 from minisend.spool.ingest import count
 from minisend.spool.limits import Usage
+from minisend.spool.place import OVERFLOW_UID
 from minisend.spool.protocol import Broken, Stream, frame
 from minisend.spool.record import (
     BrokenRecord,
@@ -82,9 +83,8 @@ _FLUSH_PAUSE = 60.0
 # Between two counts of what all accounts have in the queue: seconds, and how many times as long as a count takes.
 _RECOUNT = 5.0
 _RECOUNT_PAUSE = 20
-# systemd's range for DynamicUser=, and the kernel's number for who has none here.
+# systemd's range for DynamicUser=.
 _DYNAMIC = range(61184, 65520)
-_NOBODY = 65534
 _STATES = ("new", "cur", "hold", "failed")
 
 Permit = Callable[[Envelope, bytes, bool], None]
@@ -368,7 +368,7 @@ class Service:
     def _is_own(self, envelope: Envelope, uid: int, *, verified: bool) -> bool:
         if uid in (0, posix.geteuid()):
             return True
-        if uid in _DYNAMIC or uid == _NOBODY or envelope.uid != uid:
+        if uid in _DYNAMIC or uid == OVERFLOW_UID or envelope.uid != uid:
             return False
         return envelope.channel == SOCKET or not verified
 

@@ -5,7 +5,7 @@ import os
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -35,9 +35,16 @@ def place() -> Iterator[Path]:
     shutil.rmtree(directory)
 
 
-def run(place: Path, *words: str, uid: int | None = None, stdin: bytes = b""):
+def run(
+    place: Path,
+    *words: str,
+    uid: int | None = None,
+    stdin: bytes = b"",
+    through: Sequence[str] = (),
+):
     return subprocess.run(
         [
+            *through,
             # One that other accounts can run.
             "/usr/bin/python3",
             "-c",
@@ -158,3 +165,18 @@ def test_root_reads_the_logs_as_root_and_the_lines_of_the_account(place: Path, m
         ("journal", "held"),
         ("queue", "arrived"),
     ]
+
+
+def test_root_of_a_user_namespace_is_no_root_of_the_queue(place: Path) -> None:
+    """The account has no number there: the service is asked, which knows the caller by the one outside."""
+    (place / "config.toml").write_text(
+        f'hostname = "h.example"\n[spool]\npath = "{place}/spool"\n'
+        f'[submission]\nsocket = "{place}/no.sock"\ndrop = false\n'
+    )
+    os.chown(place / "config.toml", 4343, 4343)
+    (place / "spool/queue").mkdir(mode=0o700)
+    os.chown(place / "spool/queue", OWNER, OWNER)
+    done = run(place, "mailq", uid=4343, through=["unshare", "--user", "--map-root-user"])
+    why = f"nobody serves it: {place}/no.sock: No such file or directory\n"
+    assert done.stderr.decode() == f"mailq: the queue is another account's, and {why}"
+    assert (done.returncode, done.stdout) == (75, b"")
