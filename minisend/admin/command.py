@@ -166,7 +166,7 @@ def _doctor(asked: "Namespace", config_file: str | None) -> int:
 def _story(asked: "Namespace", config_file: str | None) -> int:
     from minisend.admin.story import show_story
 
-    return show_story(_load_as_owner(config_file).spool.path, asked.id, as_json=asked.json)
+    return show_story(_load(config_file).spool.path, asked.id, as_json=asked.json)
 
 
 def _flush(asked: "Namespace | _Flush", config_file: str | None) -> int:
@@ -276,7 +276,13 @@ def _flush_served(selection: "Selection", socket: str, *, quiet: bool) -> int:
     """Of a queue that is another account's: the caller's own messages, all of them."""
     from minisend.admin.served import flush, not_allowed
 
-    if selection.ids or selection.domain or selection.id_part or selection.recipient_part:
+    if (
+        selection.ids
+        or selection.domain
+        or selection.id_part
+        or selection.sender_part
+        or selection.recipient_part
+    ):
         raise not_allowed("flush of chosen messages")
     answer = flush(socket)
     if not quiet:

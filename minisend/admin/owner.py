@@ -6,6 +6,7 @@ Who writes as root inside a directory that another account controls can be led e
 import posix
 
 from minisend.errors import SystemFault
+from minisend.spool.place import OVERFLOW_UID
 
 
 def become_owner(spool: str) -> None:
@@ -18,7 +19,7 @@ def become_owner(spool: str) -> None:
     if posix.geteuid() != 0:
         return
     there = _owned(spool)
-    if there is None or there.st_uid == 0:
+    if there is None or there.st_uid == 0 or not _is_somebody(there.st_uid):
         return
     import pwd
 
@@ -49,3 +50,15 @@ def _owned(spool: str) -> "posix.stat_result | None":
         return posix.stat(spool)
     except OSError:
         return None  # there is none yet, and whoever makes it owns it
+
+
+def _is_somebody(uid: int) -> bool:
+    """False for the number of all those who have none in this user namespace: whose root is nobody's elsewhere."""
+    if uid != OVERFLOW_UID:
+        return True
+    try:
+        with open("/proc/self/uid_map", "rb") as file:
+            ranges = [[int(number) for number in line.split()] for line in file]
+    except OSError:
+        return True
+    return any(first <= uid < first + count for first, _, count in ranges)

@@ -5,7 +5,7 @@ kept, and are read by who may read them: what could not be looked at is named wh
 
     where                  read how                                         whose lines count
     queue file             as ``minisend queue ID``                         -
-    journal                journalctl -o json MINISEND_QUEUE_ID=ID          logged by root or the owner of the spool
+    journal                journalctl -o json MINISEND_QUEUE_ID=ID          logged by root or the owner of the queue
     /var/log/mail.log, maillog, syslog, messages, the first that has any,   lines with our tag at its place: syslog
       with their rotated predecessors, also .gz                             does not tell who logged them
 
@@ -38,6 +38,7 @@ from datetime import datetime
 from typing import IO, Any
 
 from minisend.admin.listing import Listed, clock, named, open_queue
+from minisend.admin.owner import become_owner
 from minisend.admin.terminal import BOLD, DIM, GREEN, RED, YELLOW, Paint, printable, write
 from minisend.envelope import DELAYED, DELIVERED, FAILED, RELAYED
 from minisend.errors import MinisendError, SpoolError
@@ -95,10 +96,14 @@ def show_story(spool: str, queue_id: str, *, as_json: bool) -> int:
 
     Raises NothingFound, naming where it was looked for; SystemFault, BrokenPipeError.
     """
+    logs: list[str] = []
     looked: list[str] = []
+    # As root, before it becomes the account of the queue, which may not read them.
+    logged = _from_logs(spool, queue_id, logs)
+    become_owner(spool)
     listed = _from_queue(spool, queue_id, looked)
     told = _recorded(listed) if listed is not None else []
-    logged = _from_logs(spool, queue_id, looked)
+    looked += logs
     events = sorted([*told, *_without(logged, told, listed)], key=lambda event: event.at)
     if not events and listed is None:
         raise NothingFound(f"{printable(queue_id)}: not found in {', '.join(looked)}")
@@ -240,7 +245,8 @@ def _from_journal(spool: str, queue_id: str, looked: list[str]) -> list[Event]:
         said = done.stderr.decode("utf-8", "replace").strip().partition("\n")[0]
         looked[-1] += f" ({printable(said) or f'exit code {done.returncode}'})"
     try:
-        owners = {0, os.stat(spool).st_uid}
+        # The spool itself is root's where it is one for all users.
+        owners = {0, os.lstat(f"{spool}/queue").st_uid}
     except OSError:
         owners = {0, os.geteuid()}
     events = []

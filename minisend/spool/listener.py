@@ -29,12 +29,16 @@ class Listener:
     """A listening socket.
 
     ``passed``  by systemd: it outlives us
+    ``inode``   of one that was made here
     """
 
-    def __init__(self, listening: socket.socket, path: str, *, passed: bool) -> None:
+    def __init__(
+        self, listening: socket.socket, path: str, *, passed: bool, inode: int = 0
+    ) -> None:
         listening.setblocking(False)
         self._socket = listening
         self._path = path
+        self._inode = inode
         self._woken, self._waking = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self.passed = passed
 
@@ -49,7 +53,9 @@ class Listener:
         """Take no more; one that was made here has no name any more, and who had connected by then goes to ``take``."""
         if not self.passed:
             try:
-                os.unlink(self._path)
+                # Two that were started at one moment: the name is that of the later one.
+                if os.lstat(self._path).st_ino == self._inode:
+                    os.unlink(self._path)
                 while connection := self._accept():
                     take(connection)
             except OSError:
@@ -156,6 +162,7 @@ def make(path: str) -> Listener | None:
             os.umask(0o111)  # anybody may send
             listening.bind(draft)
             listening.listen(_BACKLOG)
+            inode = os.lstat(draft).st_ino
             os.rename(draft, path)
         except BaseException:
             listening.close()
@@ -164,7 +171,7 @@ def make(path: str) -> Listener | None:
         raise SpoolError(f"{path}: {exc.strerror or exc}") from exc
     finally:
         os.umask(umask)
-    return Listener(listening, path, passed=False)
+    return Listener(listening, path, passed=False, inode=inode)
 
 
 def _is_served(path: str) -> bool:

@@ -25,8 +25,8 @@ LEAVES = ("tmp", "new")
 LEAF_MODE = 0o3733
 PARENT_MODE = 0o755
 _STICKY = 0o1000
-# The kernel's number for whoever has none in a user namespace: /proc/sys/kernel/overflowuid.
-_NOBODY = 65534
+#: The kernel's number for whoever has none in a user namespace: /proc/sys/kernel/overflowuid.
+OVERFLOW_UID = 65534
 
 
 def is_own(spool: str) -> bool:
@@ -46,7 +46,9 @@ def is_own(spool: str) -> bool:
         except OSError:
             return False
         # In a user namespace this may be anybody's, and so may we.
-        return euid != _NOBODY or posix.access(path, posix.W_OK | posix.X_OK, effective_ids=True)
+        return euid != OVERFLOW_UID or posix.access(
+            path, posix.W_OK | posix.X_OK, effective_ids=True
+        )
     return True
 
 

@@ -53,6 +53,7 @@ from minisend.spool.enqueue import (
 )
 from minisend.spool.ingest import count
 from minisend.spool.limits import Usage
+from minisend.spool.place import OVERFLOW_UID
 from minisend.spool.protocol import Broken, Stream, frame
 from minisend.spool.record import (
     SUBMITTED_HEAD_LIMIT,
@@ -87,9 +88,8 @@ _FLUSH_PAUSE = 60.0
 # Between two counts of what all accounts have in the queue: seconds, and how many times as long as a count takes.
 _RECOUNT = 5.0
 _RECOUNT_PAUSE = 20
-# systemd's range for DynamicUser=, and the kernel's number for who has none here.
+# systemd's range for DynamicUser=.
 _DYNAMIC = range(61184, 65520)
-_NOBODY = 65534
 _STATES = ("new", "cur", "hold", "failed")
 
 Permit = Callable[[Envelope, bytes, bool], None]
@@ -173,6 +173,8 @@ class Service:
         self._log = log
         self._lock = threading.Lock()
         self._idle = threading.Condition(self._lock)
+        self._turn = threading.Condition(self._lock)
+        self._looking: set[int] = set()  # uids that go through the whole queue
         self._open: dict[int, int] = {}  # uid → connections
         self._turns: dict[int, _Turns] = {}
         self._under_way: dict[bytes, _UnderWay] = {}
@@ -248,7 +250,8 @@ class Service:
                 case b"STATUS":
                     self._status(stream, _submission(rest)[0])
                 case b"LIST":
-                    self._list(stream, uid)
+                    with self._alone(uid):
+                        self._list(stream, uid)
                 case b"REMOVE":
                     self._remove(stream, uid, rest.decode("ascii", "backslashreplace"))
                 case b"FLUSH":
@@ -409,9 +412,25 @@ class Service:
     def _is_own(self, envelope: Envelope, uid: int, *, verified: bool) -> bool:
         if uid in (0, posix.geteuid()):
             return True
-        if uid in _DYNAMIC or uid == _NOBODY or envelope.uid != uid:
+        if uid in _DYNAMIC or uid == OVERFLOW_UID or envelope.uid != uid:
             return False
         return envelope.channel == SOCKET or not verified
+
+    @contextmanager
+    def _alone(self, uid: int) -> Iterator[None]:
+        """One at a time of each account, for what goes through the whole queue.  Raises SpoolError when it is long."""
+        with self._lock:
+            if not self._turn.wait_for(lambda: uid not in self._looking, _BUSY):
+                raise SpoolError(
+                    "another request of this account goes through the queue, try again"
+                )
+            self._looking.add(uid)
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._looking.discard(uid)
+                self._turn.notify_all()
 
     def _list(self, stream: Stream, uid: int) -> None:
         stream.send(b"OK\n", _ANSWER)

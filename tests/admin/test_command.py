@@ -10,7 +10,7 @@ import minisend
 from minisend.admin import command
 from minisend.admin.command import main
 from minisend.delivery import flush as engine
-from minisend.errors import UsageError
+from minisend.errors import PermissionDenied, UsageError
 
 NOW = 1795440600.0
 CHECKOUT = Path(minisend.__file__).parents[1]
@@ -201,3 +201,12 @@ def test_queue_for_a_reader_that_left(crafted, monkeypatch):
     assert command._summary_line(engine.Summary(tried=1, deferred=1), engine.Selection(), "") == (
         "0 delivered, 1 waiting, 0 failed"
     )
+
+
+@pytest.mark.parametrize("part", ["ids", "domain", "id_part", "sender_part", "recipient_part"])
+def test_a_part_of_a_queue_of_somebody_elses_is_not_flushed(part, monkeypatch):
+    """The service knows all of the caller's messages or none; sendmail -qS must not become -q."""
+    monkeypatch.setattr("minisend.admin.served.flush", lambda socket: pytest.fail("asked for all"))
+    chosen = engine.Selection(**{part: ("0000000000000001",) if part == "ids" else b"ann"})
+    with pytest.raises(PermissionDenied):
+        command._flush_served(chosen, "/no.sock", quiet=True)

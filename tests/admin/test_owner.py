@@ -1,15 +1,17 @@
 """Root at a queue that is another account's: the command becomes that account before it looks at anything in there."""
 
+import json
 import os
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
 
 from minisend.admin.owner import become_owner
+from minisend.log import line
 
 ROOT = Path(__file__).resolve().parents[2]
 OWNER = 4242
@@ -33,9 +35,16 @@ def place() -> Iterator[Path]:
     shutil.rmtree(directory)
 
 
-def run(place: Path, *words: str, uid: int | None = None, stdin: bytes = b""):
+def run(
+    place: Path,
+    *words: str,
+    uid: int | None = None,
+    stdin: bytes = b"",
+    through: Sequence[str] = (),
+):
     return subprocess.run(
         [
+            *through,
             # One that other accounts can run.
             "/usr/bin/python3",
             "-c",
@@ -132,3 +141,42 @@ def test_no_queue_is_no_way_to_keep_root(place: Path, link: bool) -> None:
         become_owner(str(spool))
         os._exit(os.geteuid() == OWNER)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 1
+
+
+def test_root_reads_the_logs_as_root_and_the_lines_of_the_account(place: Path, monkeypatch) -> None:
+    """The account may not read them; and of a queue for all users the spool around it is root's."""
+    queue_id = queued(place)
+    os.chown(place / "spool", 0, 0)
+    programs = place / "bin"
+    programs.mkdir()
+    logged = {
+        "__REALTIME_TIMESTAMP": "1700000000000000",
+        "_UID": str(OWNER),
+        "MESSAGE": line(queue_id, event="held"),
+    }
+    journalctl = programs / "journalctl"
+    journalctl.write_text(f"#!/bin/sh\ntest $(id -u) = 0 && echo '{json.dumps(logged)}'\n")
+    journalctl.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{programs}:{os.environ['PATH']}")
+    done = run(place, "minisend", "log", "--json", queue_id)
+    assert done.stderr == b""
+    told = [json.loads(each) for each in done.stdout.splitlines()]
+    assert [(each["source"], each["event"]) for each in told] == [
+        ("journal", "held"),
+        ("queue", "arrived"),
+    ]
+
+
+def test_root_of_a_user_namespace_is_no_root_of_the_queue(place: Path) -> None:
+    """The account has no number there: the service is asked, which knows the caller by the one outside."""
+    (place / "config.toml").write_text(
+        f'hostname = "h.example"\n[spool]\npath = "{place}/spool"\n'
+        f'[submission]\nsocket = "{place}/no.sock"\ndrop = false\n'
+    )
+    os.chown(place / "config.toml", 4343, 4343)
+    (place / "spool/queue").mkdir(mode=0o700)
+    os.chown(place / "spool/queue", OWNER, OWNER)
+    done = run(place, "mailq", uid=4343, through=["unshare", "--user", "--map-root-user"])
+    why = f"nobody serves it: {place}/no.sock: No such file or directory\n"
+    assert done.stderr.decode() == f"mailq: the queue is another account's, and {why}"
+    assert (done.returncode, done.stdout) == (75, b"")

@@ -44,3 +44,15 @@ def test_a_link_in_place_of_the_draft_changes_nothing_else(tmp_path, monkeypatch
     made.close(socket.socket.close)
     assert mode(str(victim)) == 0o600
     assert modes == [0o666]
+
+
+def test_one_that_was_replaced_leaves_the_name_to_the_other(tmp_path, monkeypatch):
+    """Two services that were started at the same moment found nobody there."""
+    path = f"{tmp_path}/submit.sock"
+    monkeypatch.setattr(listener, "_is_served", lambda path: False)
+    first, second = listener.make(path), listener.make(path)
+    first.close(socket.socket.close)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+        connection.connect(path)
+    second.close(socket.socket.close)
+    assert list(tmp_path.iterdir()) == []

@@ -173,6 +173,32 @@ def test_who_is_over_a_limit_does_not_have_the_queue_counted_all_the_time(queue,
     assert counts == [1000.0, 1214.0]
 
 
+def test_one_listing_at_a_time_of_each_account(served, monkeypatch):
+    """Each holds the names of the whole queue and opens every message; an account may have 50 connections."""
+    monkeypatch.setattr(service, "_BUSY", 0.2)
+    listing, go_on = threading.Event(), threading.Event()
+    places = served.queue.places
+
+    def slow(*states: str) -> Iterator[Place]:
+        listing.set()
+        assert go_on.wait(DEADLINE)
+        return places(*states)
+
+    monkeypatch.setattr(served.queue, "places", slow)
+    end = frame(b"Z", b"")
+    with served.greeted() as first, served.greeted() as second:
+        first.sendall(b"LIST\n")
+        assert listing.wait(DEADLINE)
+        second.sendall(b"LIST\n")
+        why = b"another request of this account goes through the queue, try again"
+        assert read_line(second) == b"NO 75 4.3.0 " + why + b"\n"
+        go_on.set()
+        assert read_line(first) == b"OK\n"
+        assert first.recv(100) == end
+    served.ended()
+    assert served.say(b"LIST\n") == GREETING + b"OK\n" + end
+
+
 NOT_A_REQUEST = b"NO 65 5.6.0 not a request\n"
 NO_ID = b"NO 65 5.6.0 not a submission id\n"
 WRONG_SUM = b"NO 65 5.6.0 the message is not the one that was announced\n"
