@@ -12,7 +12,7 @@ from delivery.scripted import CONNECT, ScriptedServer, replies
 from peers.process import free_port
 from spool.make import listing
 
-from minisend.config import Config, Smarthost, Spool
+from minisend.config import Config, Delivery, Smarthost, Spool
 from minisend.delivery import flush as module
 from minisend.delivery.flush import Selection, Summary, background_flush
 from minisend.delivery.slots import SLOTS, take
@@ -110,6 +110,7 @@ def configuration(spool: str, port: int) -> Config:
         hostname="here.test",
         mail_domain="here.test",
         smarthost=Smarthost(("127.0.0.1",), port=port, tls="none"),
+        delivery=Delivery(connections=1),  # one session, so that there is one order
     )
 
 
