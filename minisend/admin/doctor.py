@@ -34,6 +34,7 @@ from minisend.admin.check import OVERDUE, Problem, summary, survey
 from minisend.admin.setup import BOOTED, directories
 from minisend.admin.terminal import BOLD, DIM, GREEN, RED, YELLOW, Paint, aligned, printable, write
 from minisend.config import SYSTEM_SPOOL, Config, Smarthost, load
+from minisend.delivery import core_dump
 from minisend.delivery.secrets import read_secret
 from minisend.errors import ConfigError, SpoolFull
 from minisend.spool import disk
@@ -73,6 +74,7 @@ def doctor(config_file: str | None, *, as_json: bool) -> int:
     ``config_file``  the value of -C, None without one
     Raises SystemFault, BrokenPipeError.
     """
+    core_dump.forbid()
     checks = list(_all(config_file))
     failed = any(check.state == FAIL for check in checks)
     if as_json:

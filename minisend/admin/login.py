@@ -15,6 +15,7 @@ from contextlib import contextmanager
 
 from minisend.admin.terminal import BOLD, Paint, printable, write
 from minisend.config import Config, Smarthost
+from minisend.delivery import core_dump
 from minisend.delivery.oauth import browser, device
 from minisend.delivery.oauth import client as clients
 from minisend.delivery.oauth.access import access_token
@@ -35,6 +36,7 @@ def login(config: Config, name: str, method: str) -> int:
     ``method``  DEVICE, BROWSER, or "" for the first that the service has
     Raises MinisendError.
     """
+    core_dump.forbid()
     name = "" if name == clients.DEFAULT_NAME else name
     smarthost = _smarthost(config, name)
     if not smarthost.uses_oauth2:

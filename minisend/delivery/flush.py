@@ -10,7 +10,7 @@ import time
 
 from minisend.address import AddressError, split, to_ascii
 from minisend.config import Config
-from minisend.delivery import mx, slots, workers
+from minisend.delivery import core_dump, mx, slots, workers
 from minisend.delivery.attempt import Run, Summary, qualified
 from minisend.delivery.destination import Destinations
 from minisend.delivery.flood import Flood
@@ -178,7 +178,8 @@ def _exists(path: str) -> bool:
 
 
 def new_run(config: Config, queue: Queue, summary: Summary, log: Log) -> Run:
-    """What the attempts of one run share."""
+    """What the attempts of one run share, which read secrets: from here on this process leaves no core."""
+    core_dump.forbid()
     smarthost = config.smarthost
     if config.routes or smarthost is None or smarthost.srv or smarthost.username:
         # dnspython and subprocess import it.  By a lane it would be taken for the main thread's, and fail at the end.

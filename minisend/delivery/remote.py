@@ -9,6 +9,8 @@ next hop is left in peace, ``delivery.lanes``'s; no queue file is known here.
     put off by the server                               the next server is asked, once nothing is in flight
     not asked for, since the session ended              asked for once more, as if nothing had happened; at the second
                                                         time that is the outcome
+    not asked for, since the server takes no more       asked for at once, in a further session with the same server
+    in one session (RFC 9422)
     not asked for, or in vain, since the session        asked for once more, also of the same server: it is spoken to
     ``stumbled`` over what was sent ahead               one command at a time for the rest of the run
     a last server has been asked                        the job hears who still waits, and why
@@ -19,6 +21,7 @@ from __future__ import annotations
 import posix
 import time
 
+from minisend.address import split
 from minisend.delivery import mx, policy
 from minisend.delivery.route import LMTP
 from minisend.errors import ConfigError, MinisendError, NetworkError, SmtpError
@@ -247,11 +250,9 @@ class Remote:
         if self._kept is not None and not reached:
             target, session = self._kept
             self._kept = None
-            self._transact(target, session, errand, more, left)
+            stumbled = self._transact(target, session, errand, more, left)
             # A server may have closed a session that waited.  Then it was asked nothing, and is asked afresh.
-            if not session.stumbled and all(
-                errand.latest[i].scope != policy.SITE for i in errand.waiting
-            ):
+            if not stumbled and all(errand.latest[i].scope != policy.SITE for i in errand.waiting):
                 errand.asked = target
                 reached = True
         targets: list[Target] = []
@@ -276,10 +277,9 @@ class Remote:
                 reached = True
                 self._opened(target.remote_mta)
                 # What is to come goes to the host that is to be asked first, whose session is kept.
-                self._transact(
+                if self._transact(
                     target, session, errand, more if self._kept is None else _nothing, left
-                )
-                if session.stumbled:
+                ):
                     still.appendleft(target)
         # Not when a session was had and lost: that may have been this message's doing.
         latest = list(errand.latest.values())
@@ -395,20 +395,61 @@ class Remote:
         first: _Errand,
         more: Callable[[], Job | None],
         left: deque[_Errand],
-    ) -> None:
-        """Send ``first``, and what ``more`` gives, to as many as this server takes.
+    ) -> bool:
+        """Send ``first``, and what ``more`` gives, to as many as this server takes, in as many sessions as it wants.
 
         Who is not settled by it is in ``waiting`` still; all errands but the first that are not done with go to ``left``.
+        True when the last session ``stumbled``.
         """
-        self._current = session
         ready = deque([first])
-        flying: deque[tuple[_Errand, list[int]]] = deque()
         first.todo = list(first.waiting)
-        limit = min(session.extensions.rcpt_max or _RECIPIENTS, MOST_RECIPIENTS)
-        remote_mta, reports = target.remote_mta, session.extensions.dsn
+        remote_mta = target.remote_mta
+        ended: MinisendError = NetworkError("the session ended before it was this recipient's turn")
+        while True:
+            self._current = session
+            self._converse(target, session, ready, first, more, left)
+            again = session.usable and any(errand.todo for errand in ready)
+            # Of two hosts that both put a recipient off, the one that is to be asked first stays.
+            if self._kept is None and session.usable and not session.spent and not again:
+                self._kept = (target, session)
+            else:
+                session.quit()
+            if not again:
+                break
+            # It takes no more in one session, as it said (RFC 9422): what is left goes on in another.
+            try:
+                session = self._open(target)
+            except MinisendError as error:
+                ended = error
+                if isinstance(error, ConfigError):
+                    remote_mta = ""
+                break
+            self._opened()
+        for errand in dict.fromkeys(ready):
+            if errand.todo:
+                self._judge(errand, errand.todo, ended, remote_mta)
+                errand.todo = []
+                self._land(errand, first, target, left)
+        return session.stumbled
+
+    def _converse(
+        self,
+        target: Target,
+        session: Session,
+        ready: deque[_Errand],
+        first: _Errand,
+        more: Callable[[], Job | None],
+        left: deque[_Errand],
+    ) -> None:
+        """What this one session can do of ``ready``, and of what ``more`` gives; for the rest it was too short."""
+        flying: deque[tuple[_Errand, list[int]]] = deque()
+        offered = session.extensions
+        most = min(offered.rcpt_max or _RECIPIENTS, MOST_RECIPIENTS)
+        domains, mails = offered.rcpt_domain_max, offered.mail_max
+        remote_mta, reports = target.remote_mta, offered.dsn
 
         def upcoming() -> Transaction | None:
-            while True:
+            while not (mails and session.spent):
                 while ready and not ready[0].todo:
                     ready.popleft()
                 if not ready:
@@ -418,7 +459,9 @@ class Remote:
                         return None
                     ready.append(_Errand(job))
                 errand = ready[0]
-                batch, errand.todo = errand.todo[:limit], errand.todo[limit:]
+                batch = errand.next_batch(most, session.domains, domains)
+                if not batch:
+                    return None
                 try:
                     transaction = errand.transaction(batch, session)
                 except Exception as error:  # noqa: BLE001 - what reading a message raises is for its job
@@ -433,6 +476,7 @@ class Remote:
                     flying.append((errand, batch))
                     return transaction
                 self._land(errand, first, target, left)
+            return None
 
         for _, results in session.transact(upcoming):
             errand, batch = flying.popleft()
@@ -452,18 +496,6 @@ class Remote:
                         errand.todo = again + errand.todo
                         ready.appendleft(errand)
             self._land(errand, first, target, left, anew=session.stumbled)
-        # The session has ended before it was their turn.
-        ended = NetworkError("the session ended before it was this recipient's turn")
-        for errand in dict.fromkeys(ready):
-            if errand.todo:
-                self._judge(errand, errand.todo, ended, remote_mta)
-                errand.todo = []
-                self._land(errand, first, target, left)
-        # Of two hosts that both put a recipient off, the one that is to be asked first stays.
-        if self._kept is None and session.usable:
-            self._kept = (target, session)
-        else:
-            session.quit()
 
     def _land(
         self,
@@ -539,6 +571,27 @@ class _Errand:
     def is_stuck(self) -> bool:
         """This session can do no more for those who wait."""
         return bool(self.waiting) and not self.todo and not self.flying
+
+    def next_batch(self, most: int, domains: set[bytes], most_domains: int) -> list[int]:
+        """Who is to be in the next transaction, out of ``todo``, in its order.
+
+        ``most``     of them
+        ``domains``  that the session has had, added to; it may have ``most_domains`` of them, 0 for any
+        Nobody when there is no room for the domains of all who are left.
+        """
+        if not most_domains:
+            batch, self.todo = self.todo[:most], self.todo[most:]
+            return batch
+        batch, left = [], []
+        for index in self.todo:
+            domain = split(self.waiting[index])[1].lower()
+            if len(batch) < most and (domain in domains or len(domains) < most_domains):
+                domains.add(domain)
+                batch.append(index)
+            else:
+                left.append(index)
+        self.todo = left
+        return batch
 
     def transaction(self, batch: list[int], session: Session) -> Transaction:
         """For these recipients.  Raises CannotConvert, and what reading the message raises."""

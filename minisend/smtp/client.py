@@ -251,11 +251,25 @@ class Extensions(dict[str, tuple[str, ...]]):
         return "DSN" in self
 
     @property
+    def mail_max(self) -> int:
+        """MAIL commands that the server takes in one session, refused ones too; 0 when it does not say (RFC 9422, MAILMAX)."""
+        return self._limit("MAILMAX")
+
+    @property
     def rcpt_max(self) -> int:
-        """Recipients that the server takes in one transaction; 0 when it does not say (RFC 9422, LIMITS RCPTMAX)."""
+        """RCPT commands that the server takes in one transaction; 0 when it does not say (RFC 9422, RCPTMAX)."""
+        return self._limit("RCPTMAX")
+
+    @property
+    def rcpt_domain_max(self) -> int:
+        """Domains that recipients may have in one session; 0 when the server does not say (RFC 9422, RCPTDOMAINMAX)."""
+        return self._limit("RCPTDOMAINMAX")
+
+    def _limit(self, wanted: str) -> int:
+        """A number of at most six digits, as RFC 9422 has it; what is none of the kind, or 0, is as good as unsaid."""
         for limit in self.get("LIMITS", ()):
             name, _, value = limit.partition("=")
-            if name.upper() == "RCPTMAX" and value.isdecimal() and len(value) <= 6:
+            if name.upper() == wanted and value.isdecimal() and len(value) <= 6:
                 return int(value)
         return 0
 
@@ -299,6 +313,8 @@ class Connection:
         self._sent = State.START
         #: The state after the last reply, a word of ``State``.  Only this class changes it.
         self.state = State.START
+        #: MAIL commands so far.
+        self.mails = 0
         # The greeting is a reply that the server owes without a command.
         self._outstanding: deque[tuple[str, bytes]] = deque([(GREETING, b"")])
         self._parser = ReplyParser()
@@ -395,6 +411,7 @@ class Connection:
     def mail(self, sender: bytes, parameters: "Iterable[bytes]" = ()) -> None:
         """``sender``: reverse-path without brackets, ``b""`` the null one; ``parameters``: such as ``b"SIZE=1000"``."""
         self._path(MAIL, sender, parameters)
+        self.mails += 1
 
     def rcpt(self, recipient: bytes, parameters: "Iterable[bytes]" = ()) -> None:
         """``recipient``: forward-path without brackets."""

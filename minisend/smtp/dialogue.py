@@ -68,6 +68,8 @@ class Dialogue:
         self._lmtp = lmtp
         self._pipelining = pipelining
         self._connection = Connection(trace, lmtp=lmtp)
+        #: Domains of the recipients so far, for whoever divides these among sessions (``rcpt_domain_max``).
+        self.domains: set[bytes] = set()
         self._answers: deque[Answer] = deque()  # read, not asked for yet
         self._fault: SmtpError | None = None  # what ended the session, due when _answers is empty
         self._flying: deque[Flight] = deque()  # oldest first
@@ -80,6 +82,11 @@ class Dialogue:
     def extensions(self) -> Extensions:
         """What the server offered in its last EHLO."""
         return self._connection.extensions
+
+    @property
+    def spent(self) -> bool:
+        """The server has said that it takes no further MAIL in this session (RFC 9422)."""
+        return 0 < self.extensions.mail_max <= self._connection.mails
 
     @property
     def stream(self) -> Stream:

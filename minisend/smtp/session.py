@@ -92,7 +92,8 @@ class Session(Opening):
         that reading its content raised: then no half message is taken for a whole one.
 
         Whether the server took ``ret``, ``envid`` and ``dsn`` on itself is ``extensions.dsn``, also when the session has ended.
-        How many recipients it takes is ``extensions.rcpt_max``; they are not divided here.
+        How many recipients it takes is ``extensions.rcpt_max``, and of how many domains ``rcpt_domain_max``: they are not
+        divided here.  What ``upcoming`` gives when the session is ``spent`` is sent all the same.
         """
         if not self.usable:
             raise LocalProtocolError("session cannot take another message")

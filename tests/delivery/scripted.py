@@ -157,6 +157,16 @@ class ScriptedServer:
         """One session; b"220" when the client is to begin the handshake."""
         with connection.makefile("rwb") as lines:
 
+            def take(octets: bytes) -> bytes:
+                # Noted before the client can know, and act on it.
+                message = Message(sender, tuple(recipients), octets)
+                self.messages.append(message)
+                reply = say(END_OF_DATA, b"250 2.0.0 taken")
+                if not reply.startswith(b"250"):
+                    self.messages.remove(message)
+                recipients.clear()
+                return reply
+
             def say(command: bytes, taken: bytes) -> bytes:
                 reply = self._answer(command)
                 reply = taken if reply is None else reply
@@ -169,6 +179,7 @@ class ScriptedServer:
                 return CLOSE
             sender = b""
             recipients: list[bytes] = []  # of the transaction under way
+            chunks: list[bytes] = []
             while line := lines.readline():
                 command = line.rstrip(b"\r\n")
                 session.commands.append(command)
@@ -189,13 +200,14 @@ class ScriptedServer:
                         octets = _read_message(lines, session, breaks_off=breaks_off)
                         if octets is None:
                             return CLOSE
-                        # Noted before the client can know, and act on it.
-                        message = Message(sender, tuple(recipients), octets)
-                        self.messages.append(message)
-                        reply = say(END_OF_DATA, b"250 2.0.0 taken")
-                        if not reply.startswith(b"250"):
-                            self.messages.remove(message)
-                        recipients = []
+                        reply = take(octets)
+                elif verb == b"BDAT" and self._answer(command) is None:
+                    chunks.append(lines.read(int(command.split()[1])))
+                    if command.upper().endswith(b" LAST"):
+                        reply = take(b"".join(chunks))
+                        chunks.clear()
+                    else:
+                        reply = say(command, b"250 2.0.0 go on")
                 elif verb == b"QUIT":
                     say(command, b"221 2.0.0 bye")
                     return CLOSE

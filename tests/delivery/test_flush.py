@@ -731,16 +731,36 @@ def test_names_that_get_a_domain_make_no_line_too_long(spool: str, log: Lines) -
 # -- recipients in several transactions
 
 
+@pytest.mark.parametrize("offered", [(), (b"PIPELINING",), (b"PIPELINING", b"CHUNKING")])
+def test_a_server_that_takes_two_messages_a_session_has_them_all_in_one_run(
+    spool: str, log: Lines, offered: tuple[bytes, ...]
+) -> None:
+    """RFC 9422, MAILMAX: nothing is put off for it, and no destination is said to be down."""
+    for number in range(1, 8):
+        put(spool, number, ANN)
+    with ScriptedServer(keywords=(*offered, b"LIMITS MAILMAX=2")) as server:
+        config = configuration(spool, server.port)
+        config.delivery.connections_per_host = 1
+        assert flush(config, Selection(), log=log) == Summary(tried=7, delivered=7)
+        verbs = [session.verbs() for session in server.sessions]
+    assert [each.count(b"MAIL") for each in verbs] == [2, 2, 2, 1]
+    assert [(each[0], each[-1]) for each in verbs] == [(b"EHLO", b"QUIT")] * 4
+    assert [message.recipients for message in server.messages] == [(ANN,)] * 7
+    assert [level for level, _ in log.lines] == ["info"] * 7
+    assert listing(spool) == {}
+    assert Destinations(spool).all() == []
+
+
+@pytest.mark.parametrize(
+    "goodbye",
+    [pytest.param(b"421 4.3.2 going down", id="421"), pytest.param(CLOSE, id="closed")],
+)
 @pytest.mark.parametrize(
     ("keywords", "count", "most"),
     [
         pytest.param(ONE_EACH, 3, 1, id="one in each"),
         pytest.param(KEYWORDS, 250, 100, id="as the standard has it"),
     ],
-)
-@pytest.mark.parametrize(
-    "goodbye",
-    [pytest.param(b"421 4.3.2 going down", id="421"), pytest.param(CLOSE, id="closed")],
 )
 def test_a_session_that_ends_between_two_transactions_doubles_nothing(
     spool: str, log: Lines, keywords: tuple[bytes, ...], count: int, most: int, goodbye: bytes

@@ -347,6 +347,199 @@ def test_a_transaction_has_no_more_recipients_than_the_server_takes(
     assert {message.octets for message in server.messages} == {WIRE}
 
 
+EHLO, QUIT = b"EHLO", b"QUIT"
+BY_DATA, BY_CHUNK = [b"MAIL", b"RCPT", b"DATA"], [b"MAIL", b"RCPT", b"BDAT"]
+
+
+@pytest.mark.parametrize(
+    ("offered", "sessions"),
+    [
+        pytest.param((), [BY_DATA * 7], id="no limit"),
+        pytest.param((b"LIMITS MAILMAX=7",), [BY_DATA * 7], id="enough"),
+        pytest.param((b"LIMITS MAILMAX=0",), [BY_DATA * 7], id="no number"),
+        pytest.param((b"LIMITS MAILMAX=2",), [*[BY_DATA * 2] * 3, BY_DATA], id="one at a time"),
+        pytest.param(
+            (b"PIPELINING", b"LIMITS MAILMAX=2"), [*[BY_DATA * 2] * 3, BY_DATA], id="PIPELINING"
+        ),
+        pytest.param(
+            (b"PIPELINING", b"CHUNKING", b"LIMITS MAILMAX=2"),
+            [*[BY_CHUNK * 2] * 3, BY_CHUNK],
+            id="CHUNKING",
+        ),
+        pytest.param(
+            (b"PIPELINING", b"CHUNKING", b"LIMITS MAILMAX=3"),
+            [*[BY_CHUNK * 3] * 2, BY_CHUNK],
+            id="fewer than the window",
+        ),
+        pytest.param((b"PIPELINING", b"LIMITS MAILMAX=1"), [BY_DATA] * 7, id="one each"),
+    ],
+)
+@pytest.mark.parametrize("together", [True, False], ids=["one after the other", "each by itself"])
+def test_a_session_has_no_more_transactions_than_the_server_takes(
+    offered: tuple[bytes, ...], sessions: list[list[bytes]], together: bool
+) -> None:
+    """RFC 9422, MAILMAX: each session says goodbye, the next begins at once, and nobody hears of it."""
+    jobs = [Single(b"%d@here.test" % number, {number: ANN}, CONTENT) for number in range(7)]
+    left = list(jobs)
+    with ScriptedServer(keywords=(b"8BITMIME", b"SIZE", *offered)) as server:
+        with Remotes(configuration(server.port)) as sending:
+            while left:
+                sending.to(HOP).serve(
+                    left.pop(0), lambda: left.pop(0) if together and left else None
+                )
+        said = [
+            [verb for verb in session.verbs() if verb != b"RSET"] for session in server.sessions
+        ]
+    assert said == [[EHLO, *verbs, QUIT] for verbs in sessions]
+    assert [message.sender for message in server.messages] == [job.sender for job in jobs]
+    assert [(job.parts, job.ended, job.unreachable) for job in jobs] == [
+        ([[relayed(server, number)]], 1, None) for number in range(7)
+    ]
+
+
+def test_a_session_that_is_used_up_is_not_kept() -> None:
+    """Nobody is to wait for the next message with a connection that is of no use for it."""
+    with ScriptedServer(keywords=(*KEYWORDS, b"LIMITS MAILMAX=2")) as server:
+        with Remotes(configuration(server.port)) as sending:
+            ends = []
+            for _ in range(3):
+                attempt(sending, HOP, b"", {0: ANN}, CONTENT)
+                ends.append([session.verbs()[-1] for session in server.sessions])
+    assert ends == [[b"DATA"], [QUIT], [QUIT, b"DATA"]]
+
+
+def test_refused_transactions_count_and_those_never_begun_do_not() -> None:
+    """What counts is MAIL: the second is refused, the third too large for the server to hear of."""
+    jobs = [Single(b"%d@here.test" % number, {number: ANN}, CONTENT) for number in range(5)]
+    jobs[2].content = CONTENT.but(size=1001)
+    answer = replies({b"MAIL FROM:<1@": b"550 5.7.1 not you"})
+    keywords = (b"SIZE 1000", b"LIMITS MAILMAX=3")
+    left = list(jobs)
+    with ScriptedServer(answer, keywords=keywords) as server:
+        with Remotes(configuration(server.port)) as sending:
+            while left:
+                sending.to(HOP).serve(left.pop(0), lambda: left.pop(0) if left else None)
+        asked = [
+            [command.partition(b" SIZE")[0] for command in session.commands if b"MAIL" in command]
+            for session in server.sessions
+        ]
+    assert asked == [
+        [b"MAIL FROM:<0@here.test>", b"MAIL FROM:<1@here.test>", b"MAIL FROM:<3@here.test>"],
+        [b"MAIL FROM:<4@here.test>"],
+    ]
+    assert [shape(job.parts[0]) for job in jobs] == [
+        [(0, RELAYED, "2.0.0", RECIPIENT)],
+        [(1, FAILED, "5.7.1", MESSAGE)],
+        [(2, FAILED, "5.3.4", MESSAGE)],
+        [(3, RELAYED, "2.0.0", RECIPIENT)],
+        [(4, RELAYED, "2.0.0", RECIPIENT)],
+    ]
+
+
+def test_a_message_of_several_transactions_goes_on_in_further_sessions() -> None:
+    """Each with one: the put off are not asked for again, the too many are, and all in one attempt."""
+    recipients = {index: b"r%d@x.test" % index for index in range(6)}
+    answer = replies(
+        {b"RCPT TO:<r1@": b"450 4.2.1 later", b"RCPT TO:<r2@": [b"452 4.5.3 too many recipients"]}
+    )
+    keywords = (*KEYWORDS, b"LIMITS MAILMAX=1 RCPTMAX=3")
+    opened: list[int] = []
+    with ScriptedServer(answer, keywords=keywords) as server:
+        with Remotes(configuration(server.port), opened=lambda: opened.append(1)) as sending:
+            verdicts = attempt(sending, HOP, b"", recipients, CONTENT)
+            assert sending.unreachable is None
+    assert shape(verdicts) == [
+        (index, DELAYED, "4.2.1", RECIPIENT) if index == 1 else (index, RELAYED, "2.0.0", RECIPIENT)
+        for index in range(6)
+    ]
+    assert [
+        [command[9:11] for command in session.commands if command.startswith(b"RCPT")]
+        for session in server.sessions
+    ] == [[b"r0", b"r1", b"r2"], [b"r2", b"r3", b"r4"], [b"r5"]]
+    assert {session.verbs().count(b"MAIL") for session in server.sessions} == {1}
+    assert {session.verbs()[-1] for session in server.sessions} == {QUIT}
+    assert len(opened) == 3
+
+
+@pytest.mark.parametrize("refusal", [CLOSE, b"421 4.7.0 too many connections"])
+def test_a_further_session_that_the_server_does_not_want_is_a_reason_for_the_next_host(
+    refusal: bytes,
+) -> None:
+    port = free_port("127.0.0.1", "127.0.0.2")
+    greetings = replies({CONNECT: [b"220 mx.test ESMTP", refusal, refusal]})
+    keywords = (*KEYWORDS, b"LIMITS MAILMAX=1 RCPTMAX=2")
+    recipients = {index: b"r%d@x.test" % index for index in range(4)}
+    one = ScriptedServer(greetings, port=port, keywords=keywords)
+    two = ScriptedServer(address="127.0.0.2", port=port)
+    with one, two, Remotes(configuration(port, "127.0.0.1", "127.0.0.2")) as sending:
+        verdicts = attempt(sending, HOP, b"", recipients, CONTENT)
+    assert shape(verdicts) == [(index, RELAYED, "2.0.0", RECIPIENT) for index in range(4)]
+    assert [message.recipients for message in (*one.messages, *two.messages)] == [
+        (b"r0@x.test", b"r1@x.test"),
+        (b"r2@x.test", b"r3@x.test"),
+    ]
+    assert len(one.messages) == 1
+
+
+@pytest.mark.parametrize(
+    ("limits", "asked"),
+    [
+        pytest.param(b"RCPTMAX=9", [[["a@x", "b@y", "c@X", "d@z", "e@y"], ["f@x"]]], id="any"),
+        pytest.param(
+            b"RCPTDOMAINMAX=0", [[["a@x", "b@y", "c@X", "d@z", "e@y"], ["f@x"]]], id="no number"
+        ),
+        pytest.param(
+            b"RCPTDOMAINMAX=3", [[["a@x", "b@y", "c@X", "d@z", "e@y"], ["f@x"]]], id="enough"
+        ),
+        pytest.param(
+            b"RCPTDOMAINMAX=2", [[["a@x", "b@y", "c@X", "e@y"]], [["d@z"], ["f@x"]]], id="two"
+        ),
+        pytest.param(
+            b"RCPTDOMAINMAX=2 RCPTMAX=1",
+            [[["a@x"], ["b@y"], ["c@X"], ["e@y"]], [["d@z"], ["f@x"]]],
+            id="two, singly",
+        ),
+        pytest.param(
+            b"RCPTDOMAINMAX=1",
+            [[["a@x", "c@X"]], [["b@y", "e@y"]], [["d@z"]], [["f@x"]]],
+            id="one",
+        ),
+        pytest.param(
+            b"RCPTDOMAINMAX=1 MAILMAX=1 RCPTMAX=1",
+            [[["a@x"]], [["b@y"]], [["c@X"]], [["d@z"]], [["e@y"]], [["f@x"]]],
+            id="one of all",
+        ),
+    ],
+)
+@pytest.mark.parametrize("together", [True, False], ids=["one after the other", "each by itself"])
+def test_a_session_has_recipients_of_no_more_domains_than_the_server_takes(
+    limits: bytes, asked: list[list[list[str]]], together: bool
+) -> None:
+    """RFC 9422, RCPTDOMAINMAX: of one session, over all its messages; whatever their case."""
+    everybody = ["a@x", "b@y", "c@X", "d@z", "e@y"]
+    first = Single(b"", {index: to.encode() for index, to in enumerate(everybody)}, CONTENT)
+    second = Single(b"", {0: b"f@x"}, CONTENT)
+    left = [second]
+    with ScriptedServer(keywords=(*KEYWORDS, b"LIMITS " + limits)) as server:
+        with Remotes(configuration(server.port)) as sending:
+            sending.to(HOP).serve(first, lambda: left.pop() if together and left else None)
+            if left:
+                sending.to(HOP).serve(left.pop(), lambda: None)
+        said: list[list[list[str]]] = []
+        for session in server.sessions:
+            said.append([])
+            for command in session.commands:
+                if command.startswith(b"MAIL"):
+                    said[-1].append([])
+                elif command.startswith(b"RCPT"):
+                    said[-1][-1].append(command.decode().partition("<")[2][:-1])
+    assert said == asked
+    settled = sorted(verdict.outcome.recipient for part in first.parts for verdict in part)
+    assert settled == list(range(5))
+    assert second.parts == [[relayed(server, 0)]]
+    assert [session.verbs()[-1] for session in server.sessions] == [QUIT] * len(asked)
+
+
 def test_each_recipient_keeps_its_request_in_whichever_transaction() -> None:
     """The second of each two is too many, and asked for again in the next; a server without DSN hears nothing of it."""
     requests = {

@@ -564,6 +564,31 @@ def test_extensions_for_the_envelope(lines, dsn, smtputf8, rcpt_max):
     assert (parsed.dsn, parsed.smtputf8, parsed.rcpt_max) == (dsn, smtputf8, rcpt_max)
 
 
+@pytest.mark.parametrize(
+    ("lines", "limits"),
+    [
+        pytest.param([b"LIMITS MAILMAX=5 RCPTMAX=20 RCPTDOMAINMAX=1"], (5, 20, 1), id="all"),
+        pytest.param([b"limits mailmax=5"], (5, 0, 0), id="case"),
+        pytest.param([b"LIMITS rcptDomainMax=999999"], (0, 0, 999999), id="largest"),
+        pytest.param([b"LIMITS MAILMAX=1000000 RCPTDOMAINMAX=1000000"], (0, 0, 0), id="too-large"),
+        pytest.param([b"LIMITS MAILMAX=0 RCPTDOMAINMAX=000000"], (0, 0, 0), id="zero"),
+        pytest.param([b"LIMITS MAILMAX=-1 RCPTDOMAINMAX=+1"], (0, 0, 0), id="signs"),
+        pytest.param([b"LIMITS MAILMAX=0x5 RCPTDOMAINMAX=1.5"], (0, 0, 0), id="no-decimals"),
+        pytest.param([b"LIMITS MAILMAX=\xd9\xa5 RCPTDOMAINMAX=1_0"], (0, 0, 0), id="other-digits"),
+        pytest.param([b"LIMITS MAILMAX RCPTDOMAINMAX="], (0, 0, 0), id="without-value"),
+        pytest.param([b"LIMITS MAILMAX = 5"], (0, 0, 0), id="spaces"),
+        pytest.param([b"LIMITS MAILMAX=5 MAILMAX=6"], (5, 0, 0), id="twice"),
+        pytest.param([b"LIMITS MAILMAX=x MAILMAX=6"], (6, 0, 0), id="first-is-none"),
+        pytest.param([b"LIMITS FUTURE FUTURE=1 MAILMAX=5"], (5, 0, 0), id="unknown"),
+        pytest.param([b"LIMITS"], (0, 0, 0), id="empty"),
+        pytest.param([b"MAILMAX=5", b"XLIMITS RCPTDOMAINMAX=5"], (0, 0, 0), id="not-these"),
+    ],
+)
+def test_extensions_limits(lines, limits):
+    parsed = Extensions.parse(Reply(250, (b"mx", *lines)))
+    assert (parsed.mail_max, parsed.rcpt_max, parsed.rcpt_domain_max) == limits
+
+
 def test_xtext_is_printable_without_plus_and_equals_sign():
     """RFC 3461 section 4: hexadecimal digits in upper case, for every octet that is no xchar and no other."""
     for octet in range(256):

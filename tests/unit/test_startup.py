@@ -180,6 +180,7 @@ FLUSH = {
     "minisend.delivery.attempt",
     "minisend.delivery.bounce",
     "minisend.delivery.condition",
+    "minisend.delivery.core_dump",
     "minisend.delivery.destination",
     "minisend.delivery.flood",
     "minisend.delivery.flush",
@@ -222,6 +223,7 @@ FLUSH = {
     "minisend.spool.store",
     "minisend.spool.tombstone",
     "minisend.value",
+    "resource",
     "select",
     "struct",
 }
