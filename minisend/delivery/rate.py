@@ -35,7 +35,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections import deque
 
-    from minisend.config import Config
+    from minisend.config.sections import Config
     from minisend.delivery.route import NextHop
 else:
     from _collections import deque

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
     from typing import Protocol
 
-    from minisend.config import Config, Smarthost
+    from minisend.config.sections import Config, Smarthost
     from minisend.delivery.mx import Target
     from minisend.delivery.policy import Verdict
     from minisend.delivery.route import NextHop

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     import subprocess
     from collections.abc import Mapping
 
-    from minisend.config import Smarthost
+    from minisend.config.sections import Smarthost
     from minisend.smtp.auth import Credentials
 
 DEADLINE = 30.0

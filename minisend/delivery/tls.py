@@ -32,7 +32,7 @@ from minisend.smtp.handshake import Fault, Trust
 if TYPE_CHECKING:
     import ssl
 
-    from minisend.config import Delivery, Smarthost
+    from minisend.config.sections import Delivery, Smarthost
 
 NONE = "none"
 OPPORTUNISTIC = "opportunistic"

@@ -2,7 +2,7 @@
 
 import os
 
-from minisend.config import Config, Delivery, Smarthost, Spool
+from minisend.config.sections import Config, Delivery, Smarthost, Spool
 from minisend.envelope import Envelope, Recipient
 from minisend.spool.enqueue import enqueue
 from minisend.spool.store import Entry, Place, Queue

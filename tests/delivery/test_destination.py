@@ -16,7 +16,7 @@ from peers.process import free_port
 from spool.make import listing
 from spool.seam import Seam
 
-from minisend.config import Config, Delivery
+from minisend.config.sections import Config, Delivery
 from minisend.delivery import attempt, destination, lanes, remote, retry
 from minisend.delivery import flush as module
 from minisend.delivery.attempt import Summary

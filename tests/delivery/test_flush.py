@@ -29,7 +29,7 @@ from peers.process import free_port
 from spool.make import listing
 from spool.seam import Seam
 
-from minisend.config import Config, Delivery, Smarthost, Spool
+from minisend.config.sections import Config, Delivery, Smarthost, Spool
 from minisend.delivery import attempt, bounce, lanes, outgoing, remote, retry
 from minisend.delivery import flush as module
 from minisend.delivery.destination import Destinations, Down

@@ -14,7 +14,7 @@ from delivery.spooled import ME, NOW, Lines, put, to_smarthost
 from peers.process import free_port
 from spool.make import listing
 
-from minisend.config import Config
+from minisend.config.sections import Config
 from minisend.delivery import attempt, lanes, remote, retry
 from minisend.delivery import flush as module
 from minisend.delivery.attempt import Summary
