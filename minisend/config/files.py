@@ -17,9 +17,6 @@ of /proc read: through /proc/self/fd/0 the message itself would be the configura
 -C names its file, not the directory around it, which may be open to all (/tmp): conf.d and what is
 in it must belong to root, to us or to the owner of the file named, and nobody else may write it.
 
-Two readers: ``load`` checks everything; ``submission_facts`` runs in every ``sendmail``, and checks only
-the keys it returns: a mistake in [smarthost] must not stop a cron job from handing over its mail.  Both
-
 XDG Base Directory Specification 0.8.  Never writes, and makes nothing of what is in the files.
 """
 
