@@ -51,7 +51,15 @@ def submitted(
     """Envelope and octets that would be queued; all of a submission but the system calls around it."""
     taken: list[tuple[Envelope, bytes]] = []
 
-    def take(facts: SubmissionFacts, envelope: Envelope, message: "list[bytes]", size: int) -> None:
+    def take(
+        facts: SubmissionFacts,
+        submission: bytes,
+        envelope: Envelope,
+        message: "list[bytes]",
+        size: int,
+        *,
+        later: bool,
+    ) -> None:
         taken.append((envelope, b"".join(message)))
 
     with pytest.MonkeyPatch.context() as patch:
