@@ -40,6 +40,8 @@ if TYPE_CHECKING:
 else:
     from _collections import deque
 
+# In the spool's directory of state, a file for each smarthost.
+_DIRECTORY = "rate"
 # How long a message waits when the file cannot be had.
 _PAUSE = 60.0
 _UNITS = {1: "s", 60: "m", 3600: "h", 86400: "d"}
@@ -56,8 +58,7 @@ class Rate:
 
     def __init__(self, spool: str, name: str, count: int, seconds: int) -> None:
         self._spool = spool
-        self._directory = f"{state(spool)}/rate"
-        self._path = f"{self._directory}/{name or 'smarthost'}"
+        self._path = f"{state(spool, _DIRECTORY)}/{name or 'smarthost'}"
         self._table = f"[smarthosts.{name}]" if name else "[smarthost]"
         self._count = count
         self._seconds = seconds
@@ -113,11 +114,7 @@ class Rate:
 
     def _ring(self) -> _Ring:
         """The file, locked.  Raises OSError, as all that is done with it."""
-        try:
-            state(self._spool, make=True)
-            posix.mkdir(self._directory, 0o700)
-        except FileExistsError:
-            pass
+        state(self._spool, _DIRECTORY, make=True)
         fd = posix.open(
             self._path, posix.O_RDWR | posix.O_CREAT | posix.O_NOFOLLOW | posix.O_CLOEXEC, 0o600
         )
