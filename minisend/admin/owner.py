@@ -11,15 +11,14 @@ from minisend.errors import SystemFault
 def become_owner(spool: str) -> None:
     """For root: from here on this process is the account that owns the queue of ``spool``, if that is another one.
 
+    Where there is no queue yet it is the owner of ``spool``, who could put anything in its place.
+
     Raises SystemFault.
     """
     if posix.geteuid() != 0:
         return
-    try:
-        there = posix.stat(f"{spool}/queue")
-    except OSError:
-        return  # there is none yet, and whoever makes it owns it
-    if there.st_uid == 0:
+    there = _owned(spool)
+    if there is None or there.st_uid == 0:
         return
     import pwd
 
@@ -38,3 +37,15 @@ def become_owner(spool: str) -> None:
             f"{spool}/queue: belongs to uid {there.st_uid}, which root cannot become here: {exc.strerror}"
         ) from exc
     posix.umask(0o077)
+
+
+def _owned(spool: str) -> "posix.stat_result | None":
+    """Of a link it is its own owner: whose it is has led root here."""
+    try:
+        return posix.stat(f"{spool}/queue", follow_symlinks=False)
+    except OSError:
+        pass
+    try:
+        return posix.stat(spool)
+    except OSError:
+        return None  # there is none yet, and whoever makes it owns it

@@ -14,8 +14,10 @@ Root, who may make the socket anywhere, becomes the queue's owner before anythin
 import os
 import signal
 import sys
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 
 from minisend.admin.listing import Reasons
 from minisend.admin.owner import become_owner
@@ -31,13 +33,14 @@ from minisend.message.permission import refusal
 from minisend.spool.enqueue import Floor
 from minisend.spool.limits import Usage
 from minisend.spool.listener import Listener, make, passed
-from minisend.spool.place import open_queue
+from minisend.spool.place import open_queue, state
 from minisend.spool.service import Service, Settings
 from minisend.spool.store import Entry, Queue
-from minisend.spool.trigger import SUBMISSION, poke
+from minisend.spool.trigger import SUBMISSION, is_served, poke
 
 # Seconds that clients have to come to an end when the service is told to.
 _GRACE = 10.0
+_LONGEST_RATES = 1024 * 1024
 # Seconds after which a thread that works lets another one go on: with the interpreter's own 5 ms, a submission that has to
 # wait for its turn after each call to the kernel would take a second beside a few busy ones.
 _SWITCH = 0.0005
@@ -69,13 +72,17 @@ def run(
         return 0
     # What both of them need, made once.
     os.close(open_queue(config.spool.path, create=True))
-    roles: list[Callable[[], object]] = [
-        lambda: serve(config, log=log, stop=stop, exit_idle=exit_idle, ingest=both)
-    ]
+
+    def delivering() -> None:
+        if listener is not None:
+            listener.leave()
+        serve(config, log=log, stop=stop, exit_idle=exit_idle, ingest=both)
+
+    roles: list[Callable[[], object]] = [delivering]
     if listener is not None:
         listening = listener
         roles.append(lambda: _accept(config, listening, log, stop, exit_idle))
-    return _side_by_side(roles, stop, log)
+    return _side_by_side(roles, stop, log, begun=listener.leave if listener else lambda: None)
 
 
 def _made(config: Config, log: Log, *, needed: bool) -> Listener | None:
@@ -107,13 +114,28 @@ def _accept(
     """The accepting role."""
     spool = config.spool
     os.close(open_queue(spool.path, create=True))
-    with Queue(spool.path) as queue:
-        service = Service(queue, settings(config), log)
+    given = settings(config)
+    with Queue(spool.path) as queue, _keeping_rates(spool.path, given.usage):
+        service = Service(queue, given, log)
         pickup = Pickup(config, log)
 
         def pick_up() -> None:
             if pickup.look():
                 poke(spool.path, SUBMISSION)
+            # What came in the moment in which the delivering service ended found neither it nor systemd watching.
+            with suppress(OSError, SpoolError):
+                if not is_served(spool.path) and queue.names("new"):
+                    os.utime(queue.directory("new"))
+
+        picking = threading.Thread(target=pick_up)
+
+        def tick() -> None:
+            # In a thread of its own: a drop directory that somebody has filled takes minutes, in which nobody was let in.
+            nonlocal picking
+            if not picking.is_alive():
+                picking = threading.Thread(target=pick_up, daemon=True)
+                with suppress(RuntimeError):  # too many: the next time
+                    picking.start()
 
         stop.wake = listener.wake
         sys.setswitchinterval(_SWITCH)
@@ -121,9 +143,9 @@ def _accept(
         try:
             listener.loop(
                 service.take,
-                lambda: not service.wait(0),
+                lambda: picking.is_alive() or not service.wait(0),
                 stopping=lambda: stop.asked,
-                tick=pick_up,
+                tick=tick,
                 exit_idle=exit_idle,
             )
         finally:
@@ -131,7 +153,33 @@ def _accept(
             stop.wake = lambda: None
         # They end by themselves, or their clients find out that we have gone, and send the message another way.
         service.wait(_GRACE)
+        # What is broken off here is there for the next one, as after a crash.
+        if picking.is_alive():
+            picking.join(_GRACE)
         log.info(line("-", event="stopped" if stop.asked else "idle", spool=spool.path))
+
+
+@contextmanager
+def _keeping_rates(spool: str, usage: Usage) -> Iterator[None]:
+    """The hour of [limits] rate_per_uid goes on: each idle exit would begin it anew."""
+    if not usage.is_limited:
+        yield
+        return
+    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+    try:
+        fd = os.open(f"{state(spool, make=True)}/admitted", flags, 0o600)
+    except OSError as exc:
+        raise SpoolError(f"{exc.filename}: {exc.strerror}") from exc
+    with open(fd, "r+", encoding="ascii", errors="replace") as file:
+        usage.restore(file.read(_LONGEST_RATES).splitlines())
+        try:
+            yield
+        finally:
+            with suppress(OSError):
+                file.seek(0)
+                file.truncate()
+                file.writelines(f"{each}\n" for each in usage.rates)
+                file.flush()
 
 
 def settings(config: Config) -> Settings:
@@ -173,8 +221,13 @@ def _reasons(config: Config) -> Callable[[Entry], list[Outcome]]:
     return of
 
 
-def _side_by_side(roles: list[Callable[[], object]], stop: Stop, log: Log) -> int:
-    """Each role in a process of its own, until one of them ends; the exit code of the first that failed."""
+def _side_by_side(
+    roles: list[Callable[[], object]], stop: Stop, log: Log, *, begun: Callable[[], None]
+) -> int:
+    """Each role in a process of its own, until one of them ends; the exit code of the first that failed.
+
+    ``begun``  is called here when all of them have been forked
+    """
     code = 0
     children: set[int] = set()
     for role in roles:
@@ -182,6 +235,7 @@ def _side_by_side(roles: list[Callable[[], object]], stop: Stop, log: Log) -> in
         if not pid:
             _be(role, stop, log)
         children.add(pid)
+    begun()
 
     def end_all() -> None:
         for pid in children:

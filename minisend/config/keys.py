@@ -69,3 +69,8 @@ KEYS: "tuple[tuple[str, str, str | tuple[str, ...], object, str], ...]" = (
 # The tables of KEYS of which there are several have names of their own in what is read: "smarthosts.NAME", "route 1".
 NAMED = "smarthosts."
 NUMBERED = "route "
+
+
+def smarthost_table(name: str) -> str:
+    """What the table of a smarthost is called, brackets and all; ``name`` is "" for [smarthost]."""
+    return f"[{NAMED}{name}]" if name else "[smarthost]"

@@ -15,7 +15,7 @@ else:
 
 
 class Condition:
-    """To be used by whoever holds ``lock``, however often."""
+    """To be used by whoever holds ``lock``, however often: also by a signal handler, in the middle of a use by its thread."""
 
     __slots__ = ("_lock", "_waiting")
 
@@ -41,12 +41,15 @@ class Condition:
                     pass
         return notified
 
-    def notify(self) -> None:
-        """Wake the one who waits longest, if anybody does."""
-        if self._waiting:
+    def notify(self) -> bool:
+        """Wake the one who waits longest; False when nobody does."""
+        try:
             self._waiting.popleft().release()
+        except IndexError:
+            return False
+        return True
 
     def notify_all(self) -> None:
         """Wake all who wait."""
-        while self._waiting:
-            self._waiting.popleft().release()
+        while self.notify():
+            pass

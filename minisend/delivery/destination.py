@@ -4,7 +4,8 @@ A destination that is down is probed; the messages that wait for it are not atte
 the next probe for their own, which costs each a rename, and this file says why for all of them.
 
     <spool>/state/destinations/=<next hop, quoted>     one JSON object, see ``Down``
-    <spool>/state/destinations/!<next hop, quoted>     what the administrator was told of it, see ``delivery.notice``
+    <spool>/state/destinations/!<next hop, quoted>     what the administrator was told of it, or of one of its hosts, see
+                                                       ``delivery.notice``
 
 The file is advice: written without fsync, believed only while it can be read, and removed when the destination
 answers.  Without it a message is attempted as if nothing were known.
@@ -199,12 +200,16 @@ class Destinations:
         _remove(self._path(name))
 
     def told(self, name: str) -> str:
-        """The path of the file that keeps what the administrator was told of it."""
+        """The path of the file that keeps what the administrator was told of it, in a directory that is there if it can be."""
+        try:
+            state(self._spool, _DIRECTORY, make=True)
+        except OSError:
+            pass  # whoever opens the file finds that out
         return self._path(name, "!")
 
     def forget_told(self, name: str) -> None:
         """It has let us in: when it does so no more, that is to be told again."""
-        _remove(self.told(name))
+        _remove(self._path(name, "!"))
 
     def sweep(self, before: float) -> None:
         """Remove what no probe has touched since: nobody waits for it any more."""

@@ -140,10 +140,11 @@ def flush(
         if len(parts) == 1:
             deliver(places, summary, progress=progress)
         else:
-            further = workers.Workers(parts[1:], deliver, log)
+            further = workers.Workers(parts[1:], deliver, log, stop.ask)
             stop.also = further.stop
             try:
-                deliver(parts[0], summary, progress=progress, let_in=further.begin)
+                mine = [*parts[0], *further.left]
+                deliver(mine, summary, progress=progress, let_in=further.begin)
             finally:
                 begun = further.finish(summary)
                 stop.also = lambda: None

@@ -129,7 +129,7 @@ class _Destination:
 class Lanes:
     """The lanes of one run.
 
-    ``ready``      called, by any thread, when there is nothing left to do or ``recovered`` has grown
+    ``ready``      called, by any thread, when there is nothing left to do, ``recovered`` has grown or the lanes had to stop
     ``recovered``  times of probes that somebody waits for whose destination has answered before: to be looked for in the queue
     """
 
@@ -147,6 +147,7 @@ class Lanes:
         self._queue: deque[_Destination] = deque()
         # queue id → the name under which it was added, and how many are at work for it
         self._in_hand: dict[str, tuple[str, int]] = {}
+        self._common = common(run.config)
         # connections, so threads, that there may be in all
         self._most = max(1, run.config.delivery.connections // run.processes)
         self._wave = 0
@@ -173,9 +174,8 @@ class Lanes:
             self._in_hand[place.queue_id] = (place.name, 1)
             self.added += 1
             work = _Work(place, None, came_up=came_up, wave=self._wave)
-        hop = common(self._run.config)
-        if hop is not None:
-            self._give(hop, work)
+        if self._common is not None:
+            self._give(self._common, work)
         else:
             self._begin(work, None)
             self._release(work)
@@ -318,8 +318,7 @@ class Lanes:
                 # RLIMIT_NPROC, the limit of a container: there is room for as many as there are.
                 self._most = self._threads
                 if not self._most:
-                    self._died = self._died or SystemFault(f"delivery: {exc}")
-                    self.stop()
+                    self._die(SystemFault(f"delivery: {exc}"))
                 continue
             destination.lanes += 1
             destination.coming += 1
@@ -336,9 +335,7 @@ class Lanes:
             # What ends each new lane at its beginning must not begin them without end.
             self.turned_away(destination)
         except BaseException as exc:  # noqa: BLE001 - the run ends with it: ``close`` raises it
-            with self._lock:
-                self._died = self._died or exc
-                self.stop()
+            self._die(exc)
         finally:
             with self._lock:
                 destination.lanes -= 1
@@ -354,6 +351,12 @@ class Lanes:
                     self._staff(self._queue.popleft())
                 self._staff(destination)
                 self._ended.notify_all()
+
+    def _die(self, exc: BaseException) -> None:
+        with self._lock:
+            self._died = self._died or exc
+            self.stop()
+        self._ready()
 
     def next_work(
         self, destination: _Destination, lane: _Lane, *, wait: bool = True
@@ -394,8 +397,8 @@ class Lanes:
 
     # -- what is known of a destination
 
-    def let_in(self, destination: _Destination, lane: _Lane) -> None:
-        """A server of this destination is ready for a message."""
+    def let_in(self, destination: _Destination, lane: _Lane, host: str) -> None:
+        """A server of this destination, ``host``, is ready for a message."""
         down = None
         first = False
         with self._lock:
@@ -411,8 +414,10 @@ class Lanes:
                 self.recovered.add(down.until)
             self._staff(destination)
         self._run.let_in(not self._is_busy())
-        if first and destination.hop.kind == SMARTHOST:
-            self._run.destinations.forget_told(destination.hop.name)
+        if destination.hop.kind == SMARTHOST:
+            if first:
+                self._run.destinations.forget_told(destination.hop.name)
+            self._run.destinations.forget_told(_host_of(destination.hop, host))
         if down is not None:
             self._run.destinations.forget(destination.hop.name)
             self._run.log.info(
@@ -475,9 +480,11 @@ class Lanes:
             with self._lock:
                 if self.stopping:
                     raise Stopped
+                # Looked at after what was done meanwhile, which may have taken long.
+                now = time.time()
                 if self._queue or free - now > patience - time.monotonic():
                     break
-                self._no_patience.wait(min(free - now, _GLANCE))
+                self._no_patience.wait(min(max(free - now, 0.0), _GLANCE))
         else:
             return None
         down = rate.put_off(now)
@@ -521,15 +528,21 @@ class Lanes:
             destination.limit = 1.0
         self._run.destinations.put(destination.hop.name, down)
         if verdict.cause and destination.hop.kind == SMARTHOST:
-            self._tell_admin(destination.hop, verdict)
+            self._tell_admin(destination.hop, verdict, destination.hop.name)
         return down
 
-    def _tell_admin(self, hop: NextHop, verdict: Verdict) -> None:
-        """What nobody else can mend."""
+    def refused(self, destination: _Destination, verdict: Verdict) -> None:
+        """One of its servers does not let us in, until the administrator acts; another one did."""
+        hop = destination.hop
+        if hop.kind == SMARTHOST:
+            self._tell_admin(hop, verdict, _host_of(hop, verdict.outcome.remote_mta))
+
+    def _tell_admin(self, hop: NextHop, verdict: Verdict, name: str) -> None:
+        """What nobody else can mend.  ``name``: of the next hop, or of one of its hosts; each is told of by itself."""
         from minisend.delivery import notice
 
         run = self._run
-        path = run.destinations.told(hop.name)
+        path = run.destinations.told(name)
         try:
             told = notice.tell(run.queue, run.config, hop, path, verdict.cause, verdict.outcome)
         except (OSError, SpoolError) as exc:
@@ -549,6 +562,11 @@ class Lanes:
                 )
             )
             run.came_up(Place("new", told.queue_id))
+
+
+def _host_of(hop: NextHop, host: str) -> str:
+    """The name under which is kept what was told of one host; of no next hop the name has a space."""
+    return f"{hop.name} {host}"
 
 
 class _Lane:
@@ -573,7 +591,8 @@ class _Lane:
             destination.hop,
             run.config,
             run.resolver,
-            opened=lambda: lanes.let_in(destination, self),
+            opened=lambda host: lanes.let_in(destination, self, host),
+            refused=lambda verdict: lanes.refused(destination, verdict),
             trace=self._trace if run.trace is not None else None,
             while_waiting=self._make_durable,
             stopping=lambda: lanes.stopping,

@@ -10,7 +10,8 @@
     else, the queue is a person's own       that person, who has sent all that is in it
     else                                    nobody: there is the log, ``mailq`` and ``minisend check``
 
-One notice for each smarthost and cause until the smarthost has let us in again.  ``state/destinations/!<next hop>`` keeps what
+One notice for each smarthost and cause until the smarthost has let us in again; also one for a host of it that does not,
+while another does: then until that host has.  ``state/destinations/!<next hop>``, with the host behind it, keeps what
 has been told, a line for each step, synced; locked while it is looked at, so that of several processes one tells:
 
     CAUSE SINCE          the first failure, seconds since the epoch: the notice's queue id is made of it
@@ -31,6 +32,7 @@ from typing import TYPE_CHECKING
 
 from minisend.address import qualify, quote_local
 from minisend.config.files import SYSTEM_SPOOL
+from minisend.config.keys import smarthost_table
 from minisend.config.sections import Config, Smarthost
 from minisend.delivery.policy import LOGIN, TOKEN
 from minisend.delivery.route import NextHop
@@ -159,11 +161,7 @@ def _note(fd: int, path: str, line: str) -> None:
 
 def _subject(hop: NextHop, cause: str) -> bytes:
     what = {LOGIN: "the login is refused", TOKEN: "there is no access token"}
-    return f"Mail waits: {what.get(cause, 'a setting does not work')} ({_table(hop)})".encode()
-
-
-def _table(hop: NextHop) -> str:
-    return f"[smarthosts.{hop.smarthost}]" if hop.smarthost else "[smarthost]"
+    return f"Mail waits: {what.get(cause, 'a setting does not work')} ({smarthost_table(hop.smarthost)})".encode()
 
 
 def _text(
@@ -175,7 +173,7 @@ def _text(
     outcome: Outcome,
     since: float,
 ) -> str:
-    table = _table(hop)
+    table = smarthost_table(hop.smarthost)
     place = hop.name.removeprefix(f"{hop.smarthost}:")
     user = f" of user {smarthost.username}" if smarthost.username else ""
     waiting = sum(len(queue.names(state)) for state in ("new", "cur"))

@@ -6,7 +6,7 @@ The one place where ``message.complete`` meets the store, for an attempt and for
 from minisend.config.sections import Config
 from minisend.envelope import Facts
 from minisend.message.complete import complete, facts_for
-from minisend.message.header import HEADER_LIMIT
+from minisend.message.header import HEADER_LIMIT, LINE_LIMIT
 from minisend.message.header import split as split_header
 from minisend.spool.enqueue import Ruler
 from minisend.spool.record import EIGHT_BIT, LONG_LINE
@@ -65,6 +65,9 @@ class Outgoing:
         self.long_line = (
             LONG_LINE in entry.trailer.flags if entry.trailer.lines >= 0 else _has_long_line(entry)
         )
+        if len(self.header) > LINE_LIMIT and not self.long_line:
+            # A domain behind each bare name makes a line longer than it came.
+            self.long_line = max(map(len, self.header.split(b"\n"))) > LINE_LIMIT
 
     def body(self) -> "Iterator[bytes]":
         """The body in pieces, any line ends.  Raises BrokenRecord before its last piece when it is not as it was written."""

@@ -37,6 +37,7 @@ else "the class is all we know": X.0.0 (RFC 3463 section 3.1).
 
 from __future__ import annotations
 
+from minisend.config.keys import smarthost_table
 from minisend.delivery.mx import Unroutable
 from minisend.envelope import DELAYED, FAILED, RELAYED, Outcome
 from minisend.errors import (
@@ -200,17 +201,19 @@ def judge(
     remote_mta: str = "",
     others_accepted: bool = False,
     reports: bool = False,
+    smarthost: str = "",
 ) -> Verdict:
     """The verdict on one recipient, index into ``Envelope.recipients``.
 
     ``result``  an Answer or ``SmtpError`` of a session, an ``Unroutable``, or the ``ConfigError`` that kept
                 a session from being opened
     ``others_accepted``  the same transaction got a further recipient past RCPT
+    ``smarthost``        NAME of its table, "" for [smarthost]
     """
     if isinstance(result, Refused):
         result = result.answer
     if isinstance(result, Answer):
-        return _judge_answer(recipient, result, remote_mta, at, others_accepted, reports)
+        return _judge_answer(recipient, result, remote_mta, at, others_accepted, reports, smarthost)
     action, then, scope = _judge_error(result)
     phase = _phase(result)
     # An error may quote what a server said.
@@ -286,6 +289,7 @@ def _judge_answer(
     at: float,
     others_accepted: bool,
     reports: bool,
+    smarthost: str,
 ) -> Verdict:
     phase, reply = answer.command, _cut(answer.reply)
     action, then, scope = DELAYED, NEXT, _SCOPES[phase]
@@ -305,7 +309,7 @@ def _judge_answer(
         then = AGAIN if others_accepted else NEXT
     elif phase == AUTH and reply.permanent:
         then = STOP
-        said = "refused user name or password, check both in [smarthost]"
+        said = f"refused user name or password, check both in {smarthost_table(smarthost)}"
     elif reply.permanent and scope != SITE:
         action, then = FAILED, STOP
     elif phase == GREETING:

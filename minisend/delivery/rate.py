@@ -28,6 +28,7 @@ import struct
 from _thread import allocate_lock
 from math import ceil
 
+from minisend.config.keys import smarthost_table
 from minisend.delivery.destination import Down
 from minisend.spool.place import state
 
@@ -59,7 +60,7 @@ class Rate:
     def __init__(self, spool: str, name: str, count: int, seconds: int) -> None:
         self._spool = spool
         self._path = f"{state(spool, _DIRECTORY)}/{name or 'smarthost'}"
-        self._table = f"[smarthosts.{name}]" if name else "[smarthost]"
+        self._table = smarthost_table(name)
         self._count = count
         self._seconds = seconds
         self._lock = allocate_lock()

@@ -163,7 +163,8 @@ class Remote:
 
     ``resolver``        shared with the others of a run
     ``one_by_one``      servers that have stumbled over PIPELINING, shared likewise
-    ``opened``          called when a session is ready for its first message
+    ``opened``          called when a session is ready for its first message, with its host (``Outcome.remote_mta``)
+    ``refused``         called for a message that another host has put off, with what only the administrator can mend
     ``trace``           gets the lines of each dialogue, without secrets
     ``while_waiting``   called before each connection and each second that a server lets us wait: for what must not
                         wait longer
@@ -178,7 +179,8 @@ class Remote:
         resolver: mx.Resolver,
         *,
         one_by_one: set[Target] | None = None,
-        opened: Callable[[], None] = lambda: None,
+        opened: Callable[[str], None] = lambda host: None,
+        refused: Callable[[Verdict], None] = lambda verdict: None,
         trace: Callable[[str], None] | None = None,
         while_waiting: Callable[[], None] = lambda: None,
         stopping: Callable[[], bool] = lambda: False,
@@ -188,6 +190,7 @@ class Remote:
         self._resolver = resolver
         self._one_by_one = set() if one_by_one is None else one_by_one
         self._opened = opened
+        self._refused = refused
         self._trace = trace
         self._while_waiting = while_waiting
         self._stopping = stopping
@@ -271,7 +274,7 @@ class Remote:
                 self._judge(errand, errand.waiting, error, target.remote_mta)
             else:
                 reached = True
-                self._opened()
+                self._opened(target.remote_mta)
                 # What is to come goes to the host that is to be asked first, whose session is kept.
                 self._transact(
                     target, session, errand, more if self._kept is None else _nothing, left
@@ -282,6 +285,10 @@ class Remote:
         latest = list(errand.latest.values())
         if not reached and latest and all(v.scope in (policy.SITE, policy.LOCAL) for v in latest):
             return latest[0]
+        for verdict in latest:
+            if verdict.cause:
+                self._refused(verdict)
+                break
         return None
 
     def open_ahead(self) -> bool:
@@ -294,7 +301,7 @@ class Remote:
                     self._kept = (target, self._open(target))
                 except SmtpError:
                     continue
-                self._opened()
+                self._opened(target.remote_mta)
                 return True
         except (MinisendError, Stopped):
             pass
@@ -491,8 +498,12 @@ class Remote:
         self, errand: _Errand, indexes: Iterable[int], error: MinisendError, remote_mta: str
     ) -> None:
         now = time.time()
+        name = self._hop.smarthost
         errand.take(
-            [policy.judge(index, error, remote_mta=remote_mta, at=now) for index in list(indexes)]
+            [
+                policy.judge(index, error, remote_mta=remote_mta, at=now, smarthost=name)
+                for index in list(indexes)
+            ]
         )
 
 

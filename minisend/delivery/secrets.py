@@ -22,6 +22,7 @@ import select
 import stat
 import time
 
+from minisend.config.keys import smarthost_table
 from minisend.errors import ConfigError
 
 TYPE_CHECKING = False
@@ -67,7 +68,7 @@ def credentials(
 
         token = access_token(smarthost, environ, euid, name=name, rejected=rejected)
         return Credentials(username, token=token)
-    table = f"[smarthosts.{name}]" if name else "[smarthost]"
+    table = smarthost_table(name)
     if smarthost.password_file:
         what = f"{table} password_file: {smarthost.password_file}"
         octets = read_secret(what, smarthost.password_file, smarthost, environ, euid)

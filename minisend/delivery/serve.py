@@ -100,7 +100,7 @@ class _Service:
         idle_since = time.monotonic()
         try:
             octets = EVERYTHING
-            while not self._stop.asked:
+            while not (self._stop.asked or lanes.stopping):
                 now = time.time()
                 added = lanes.added
                 if self._pickup.look():

@@ -25,6 +25,7 @@ from _thread import allocate_lock
 from functools import lru_cache
 from typing import TYPE_CHECKING, NamedTuple
 
+from minisend.config.keys import smarthost_table
 from minisend.delivery.secrets import read_secret
 from minisend.errors import ConfigError
 from minisend.smtp.handshake import Fault, Trust
@@ -87,7 +88,7 @@ def smarthost_trust(smarthost: Smarthost, *, name: str = "") -> Trust | None:
     """
     if smarthost.tls == NONE:
         return None
-    table = f"[smarthosts.{name}]" if name else "[smarthost]"
+    table = smarthost_table(name)
     checks = smarthost.tls != OPPORTUNISTIC and smarthost.tls_verify
     pins = smarthost.tls_fingerprint if checks else ()
     # A fingerprint is more than any authority can say; both are asked for by naming both.

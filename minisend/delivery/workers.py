@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import posix
 import sys
-from _signal import SIGTERM  # type: ignore[import-not-found]
+from _signal import SIG_IGN, SIGINT, SIGTERM, getsignal, signal  # type: ignore[import-not-found]
 
 from minisend.delivery.attempt import Summary
 from minisend.log import line
@@ -45,23 +45,47 @@ class Workers:
 
     ``deliver``  delivers places, and adds what came of it to a summary; called in the new process, with what ``begin``
                  was
+    ``left``     what there could be no process for: the first one's to deliver
+    ``ask``      asks it to end with the transactions that are under way; called in the new process
     """
 
-    def __init__(self, shares: Sequence[Sequence[Place]], deliver: Deliver, log: Log) -> None:
+    def __init__(
+        self,
+        shares: Sequence[Sequence[Place]],
+        deliver: Deliver,
+        log: Log,
+        ask: Callable[[], None],
+    ) -> None:
         self._log = log
-        self._workers = [self._start(share, deliver) for share in shares]
+        self._ask = ask
+        self._workers: list[_Worker] = []
+        self.left: list[Place] = []
+        for share in shares:
+            try:
+                self._workers.append(self._start(share, deliver))
+            except OSError:  # RLIMIT_NPROC, the limit of a container
+                self.left += share
         self._gone = False
 
     def _start(self, share: Sequence[Place], deliver: Deliver) -> _Worker:
         go_read, go_write = posix.pipe()
         told_read, told_write = posix.pipe()
-        pid = posix.fork()
+        try:
+            pid = posix.fork()
+        except OSError:
+            for fd in (go_read, go_write, told_read, told_write):
+                posix.close(fd)
+            raise
         if pid:
             posix.close(go_read)
             posix.close(told_write)
             return _Worker(pid, go_write, told_read)
         code = 1
         try:
+            for each in (SIGTERM, SIGINT):
+                if getsignal(each) != SIG_IGN:
+                    # However often: who signals all of a group or a unit tells the first process too, which tells us.
+                    signal(each, lambda number, frame: self._ask())
             posix.close(go_write)
             posix.close(told_read)
             summary = Summary()
@@ -80,7 +104,10 @@ class Workers:
         if not self._gone:
             self._gone = True
             for worker in self._workers:
-                posix.write(worker.go, _FAR if far else _NEAR)
+                try:
+                    posix.write(worker.go, _FAR if far else _NEAR)
+                except BrokenPipeError:
+                    pass  # killed: ``finish`` says so
 
     def stop(self) -> None:
         """End them with their current transactions.  Safe in a signal handler."""
@@ -95,10 +122,16 @@ class Workers:
         begun = self._gone
         for worker in self._workers:
             posix.close(worker.go)
-        for worker in self._workers:
+        while self._workers:
+            worker = self._workers[0]
             with open(worker.told, "rb") as pipe:
                 told = pipe.read()
-            _, status = posix.waitpid(worker.pid, 0)
+            # From here on its number may be another's, who is not to be told to end.
+            del self._workers[0]
+            try:
+                _, status = posix.waitpid(worker.pid, 0)
+            except ChildProcessError:
+                status = 0  # SIGCHLD is ignored, as whoever started us had it; what it told is all there is to know
             if not begun:
                 continue
             if status or not told:
@@ -106,7 +139,6 @@ class Workers:
                 summary.stopped = True
                 continue
             _add(summary, told)
-        self._workers.clear()
         return begun
 
 

@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 # Postfix's header_size_limit is a tenth of it for one field; Exim's header_maxsize is 1 MiB too.
 HEADER_LIMIT = 1 << 20
 
-# No line of a message is longer (RFC 5322 section 2.1.1), so no field name is.
-_LINE_LIMIT = 998
+#: Octets without its end: no line of a message is longer (RFC 5322 section 2.1.1), so no field name is.
+LINE_LIMIT = 998
 
 _NAME = bytes(octet for octet in range(33, 127) if octet != ord(":"))
 
@@ -163,7 +163,7 @@ def _split_plain(data: bytes) -> Header | None:
     for line in text[:-1].split(b"\n"):
         if not line.startswith((b" ", b"\t")):
             name, colon, _ = line.partition(b":")
-            if not colon or not name or len(name) >= _LINE_LIMIT or name.translate(None, _NAME):
+            if not colon or not name or len(name) >= LINE_LIMIT or name.translate(None, _NAME):
                 return None
             names.append(name)
             starts.append(at)
@@ -194,7 +194,7 @@ def _split_any(data: bytes, complete: bool) -> Header:
     reached = 0
     for offset, line, following in _lines(data, 0, complete):
         verdict = _judge(line, bool(lines))
-        if verdict == _BODY and (following or len(line) > _LINE_LIMIT):
+        if verdict == _BODY and (following or len(line) > LINE_LIMIT):
             return Header(finish(), offset)
         if not following:
             return Header([], start, too_long=True)
@@ -224,7 +224,7 @@ def _judge(line: bytes, any_field: bool) -> int:
         return _EMPTY
     if line.startswith((b" ", b"\t")):
         return _CONTINUES if any_field else _BODY
-    name, colon, _ = line[:_LINE_LIMIT].partition(b":")
+    name, colon, _ = line[:LINE_LIMIT].partition(b":")
     name = name.rstrip(b" \t")
     if colon and name and not name.translate(None, _NAME):
         return _FIELD

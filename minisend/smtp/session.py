@@ -176,18 +176,11 @@ class Session(Opening):
         """MAIL, RCPT and DATA of a message go out behind the end of the one before it (RFC 2920)."""
         connection = self._connection
         following: Flight | None = None
-        ready: Flight | None = None
-
-        def prepare() -> None:
-            # While the server thinks: what it takes to have the next message ready is not to be waited for.
-            nonlocal ready
-            if ready is None and self._alive:
-                ready = self._next(upcoming)
 
         def follow() -> None:
-            nonlocal following, ready
-            prepare()
-            following, ready = ready, None
+            nonlocal following
+            if self._alive:
+                following = self._next(upcoming)
             if following is not None and not following.settled:
                 self._flying.append(following)
                 self._say_envelope(following)
@@ -198,15 +191,11 @@ class Session(Opening):
                 follow()
             flight, following = following, None
             if flight is None:
-                if ready is not None:
-                    ended = self._fault or NetworkError("the server has ended the session")
-                    ready.settle(self._blamed(ready, ended))
-                    yield ready
                 return
             if not flight.settled:
                 try:
                     self._hear_envelope(flight)
-                    self._after_data(flight, self._answer(), follow, prepare)
+                    self._after_data(flight, self._answer(), follow)
                 except SmtpError as error:
                     flight.settle(self._blamed(flight, error))
                 self._flying.popleft()
@@ -323,9 +312,8 @@ class Session(Opening):
         flight: Flight,
         data: Answer,
         follow: Callable[[], None] = lambda: None,
-        meanwhile: Callable[[], None] = lambda: None,
     ) -> None:
-        """The message, with what ``follow`` says behind its end in one write; ``meanwhile``: until it is answered."""
+        """The message, with what ``follow`` says behind its end in one write."""
         connection = self._connection
         if not data.reply.ok:
             flight.settle(data)

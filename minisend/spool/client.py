@@ -24,6 +24,7 @@ from minisend.spool.protocol import (
     LISTED,
     LONGEST_LISTED,
     MESSAGE,
+    MOST_RECIPIENTS,
     PIECE,
     Broken,
     Stream,
@@ -92,8 +93,8 @@ def submit(
     Raises NotServed, Lost, Refused, DataError for too many recipients, and what reading ``message`` raises: then it is not kept.
     """
     head = format_head(envelope, size)
-    if len(head) > SUBMITTED_HEAD_LIMIT:
-        raise DataError(f"more recipients than the socket takes: {len(envelope.recipients)}")
+    if len(head) > SUBMITTED_HEAD_LIMIT or len(envelope.recipients) > MOST_RECIPIENTS:
+        raise DataError(f"more recipients than the service takes: {len(envelope.recipients)}")
     stream = _connect(path)
     try:
         try:

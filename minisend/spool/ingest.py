@@ -272,24 +272,18 @@ class _Run:
         """What the last run noted in the lock file; what cannot be read of it was not noted."""
         self._warned: dict[str, float] = {}
         self._swept = 0.0
-        hour = 0.0
-        admitted: dict[int, int] = {}
-        text = posix.pread(self._lock, _STATE_LIMIT, 0).decode("utf-8", "replace")
-        for each in text.splitlines():
+        lines = posix.pread(self._lock, _STATE_LIMIT, 0).decode("utf-8", "replace").splitlines()
+        for each in lines:
             try:
                 word, first, second = each.split(" ", 2)
                 if word == "warned":
                     self._warned[second] = float(first)
                 elif word == "swept":
                     self._swept = float(first)
-                elif word == "hour":
-                    hour = float(first)
-                elif word == "admitted":
-                    admitted[int(first)] = int(second)
             except ValueError:
                 pass
         if self._usage is not None and self._ingest._keep_rates:
-            self._usage.restore(hour, admitted)
+            self._usage.restore(lines)
 
     def _remember(self) -> None:
         result = self._result
@@ -301,9 +295,7 @@ class _Run:
         lines = [f"warned {int(at)} {why}" for why, at in self._warned.items()]
         lines.append(f"swept {int(self._swept)} -")
         if self._usage is not None and self._ingest._keep_rates:
-            hour, admitted = self._usage.rates
-            lines.append(f"hour {int(hour)} -")
-            lines += [f"admitted {uid} {count}" for uid, count in admitted.items()]
+            lines += self._usage.rates
         octets = "".join(each + "\n" for each in lines).encode()
         try:
             disk.truncate(self._lock, 0)

@@ -49,15 +49,30 @@ class Usage:
         self._waiting.clear()
 
     @property
-    def rates(self) -> "tuple[float, dict[int, int]]":
-        """When the present hour began, on the clock, and whom it has seen how often."""
-        return self._hour, dict(self._admitted)
+    def rates(self) -> "list[str]":
+        """When the present hour began, on the clock, and whom it has seen how often: lines for ``restore``."""
+        lines = [f"hour {int(self._hour)} -"]
+        return lines + [f"admitted {uid} {count}" for uid, count in dict(self._admitted).items()]
 
-    def restore(self, hour: float, admitted: "dict[int, int]") -> None:
-        """Go on with the hour of another process on the same clock; one that is over, or yet to come, is none."""
+    def restore(self, lines: "list[str]") -> None:
+        """Go on with the hour of another process on the same clock; one that is over, or yet to come, is none.
+
+        Lines of another kind, and what cannot be read of them, count for nothing.
+        """
+        hour = 0.0
+        admitted: dict[int, int] = {}
+        for each in lines:
+            try:
+                word, first, second = each.split(" ", 2)
+                if word == "hour":
+                    hour = float(first)
+                elif word == "admitted":
+                    admitted[int(first)] = int(second)
+            except ValueError:
+                pass
         if 0 <= self._clock() - hour < _HOUR:
             self._hour = hour
-            self._admitted = dict(admitted)
+            self._admitted = admitted
 
     def add(self, uid: int, octets: int) -> None:
         """A message that is in the queue, admitted or from before."""

@@ -56,6 +56,12 @@ class Listener:
                 pass  # its directory may be one that we may not write to any more
         self._socket.close()
 
+    def leave(self) -> None:
+        """Close it in this process: another one that has it, by fork(2), takes the connections."""
+        self._socket.close()
+        os.close(self._woken)
+        os.close(self._waking)
+
     def loop(
         self,
         take: Callable[[socket.socket], None],
@@ -125,6 +131,8 @@ def passed() -> Listener | None:
     if listening.family != socket.AF_UNIX or listening.type != socket.SOCK_STREAM:
         raise SpoolError(f"descriptor {_FIRST_PASSED}: not a stream socket of the unix kind")
     os.set_inheritable(_FIRST_PASSED, False)
+    # systemd's own default is as many as the kernel allows.
+    listening.listen(_BACKLOG)
     return Listener(listening, "", passed=True)
 
 
@@ -166,7 +174,12 @@ def _is_served(path: str) -> bool:
             probe.connect(path)
         except BlockingIOError:
             return True
-        except (FileNotFoundError, ConnectionRefusedError):
+        except FileNotFoundError:
+            return False
+        except ConnectionRefusedError:
+            # So it says of any other file, too.
+            if not stat.S_ISSOCK(os.lstat(path).st_mode):
+                raise SpoolError(f"{path}: is no socket") from None
             return False
     return True
 

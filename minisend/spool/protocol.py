@@ -41,6 +41,8 @@ LINE = 1000
 PIECE = 64 * 1024
 #: Of the frame Z: both numbers of any message there could be.
 LONGEST_END = 40
+#: Recipients of a message: more of them than fit with addresses that anybody has, fewer than would fill the memory.
+MOST_RECIPIENTS = 50_000
 #: Of what the service sends of a message to who lists it.
 LONGEST_LISTED = 64 * 1024 * 1024
 
@@ -98,14 +100,15 @@ class Stream:
         length = int.from_bytes(self._held[1:_HEADER], "big")
         if length > limits.get(kind, -1):
             raise Broken(f"a frame of kind {kind!r} and {length} octets where it has no place")
-        pieces = [self._held[_HEADER : _HEADER + length]]
+        octets = self._held[_HEADER : _HEADER + length]
         self._held = self._held[_HEADER + length :]
-        missing = length - len(pieces[0])
-        while missing > 0:
-            piece = self._receive(min(missing, PIECE), until)
-            pieces.append(piece)
-            missing -= len(piece)
-        return kind, b"".join(pieces)
+        if len(octets) < length:
+            # Not as a list of what comes, which may be an octet at a time.
+            gathered = bytearray(octets)
+            while len(gathered) < length:
+                gathered += self._receive(min(length - len(gathered), PIECE), until)
+            octets = bytes(gathered)
+        return kind, octets
 
     def close(self) -> None:
         """Close the socket."""

@@ -30,7 +30,7 @@ import threading
 import time
 from binascii import crc32
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 
 from minisend.envelope import SOCKET, Envelope, Outcome
 from minisend.errors import (
@@ -75,14 +75,18 @@ _NEXT_FRAME = 300.0
 _ACKNOWLEDGE = 5.0
 # ... and to take what it is told.
 _ANSWER = 60.0
-# How long an answer waits for the connection that is busy with the same submission.
+# How long an answer waits for the connection that is busy with the same submission, and a large envelope for its turn.
 _BUSY = 30.0
+# Octets of an envelope of which an account has one in hand at a time: of some 3,000 recipients.  Each takes ten times as much
+# memory.
+_LARGE = 64 * 1024
 # Submissions that are remembered as void: of those whose client gave up on them.
 _VOID = 10_000
 # Between two times that a uid may have its messages flushed.
 _FLUSH_PAUSE = 60.0
-# Between two counts of what all accounts have in the queue.
+# Between two counts of what all accounts have in the queue: seconds, and how many times as long as a count takes.
 _RECOUNT = 5.0
+_RECOUNT_PAUSE = 20
 # systemd's range for DynamicUser=, and the kernel's number for who has none here.
 _DYNAMIC = range(61184, 65520)
 _NOBODY = 65534
@@ -131,6 +135,33 @@ class _UnderWay:
         self.void = False
 
 
+class _Turns:
+    """What the connections of one account do one after the other: together they take from the others no more than one would.
+
+    ``work``   time: to work out an envelope, or a part of a listing
+    ``large``  memory: to have a large envelope in hand
+    """
+
+    __slots__ = ("large", "work")
+
+    def __init__(self) -> None:
+        self.work = threading.Lock()
+        self.large = threading.Lock()
+
+    @contextmanager
+    def in_hand(self, head: bytes) -> Iterator[None]:
+        """While this envelope is.  Raises SpoolError when another large one does not end."""
+        if len(head) <= _LARGE:
+            yield
+            return
+        if not self.large.acquire(timeout=_BUSY):
+            raise SpoolError("another message of so many recipients is under way: try again")
+        try:
+            yield
+        finally:
+            self.large.release()
+
+
 class Service:
     """Serves the connections that it is given."""
 
@@ -142,9 +173,7 @@ class Service:
         self._lock = threading.Lock()
         self._idle = threading.Condition(self._lock)
         self._open: dict[int, int] = {}  # uid → connections
-        # uid → held while an envelope or a part of a listing is worked out for it: the connections of one account take
-        # from the others no more time than one of them would
-        self._turn: dict[int, threading.Lock] = {}
+        self._turns: dict[int, _Turns] = {}
         self._under_way: dict[bytes, _UnderWay] = {}
         self._void: dict[bytes, None] = {}
         self._flushed: dict[int, float] = {}
@@ -160,7 +189,7 @@ class Service:
                 busy = every >= MOST or (mine >= MOST_OF_ONE and uid != 0)
                 if not busy:
                     self._open[uid] = mine + 1
-                    self._turn.setdefault(uid, threading.Lock())
+                    self._turns.setdefault(uid, _Turns())
             if busy:
                 with suppress(OSError):
                     connection.send(protocol.BUSY + b"\n")
@@ -190,7 +219,7 @@ class Service:
             if left:
                 self._open[uid] = left
             else:
-                del self._open[uid], self._turn[uid]
+                del self._open[uid], self._turns[uid]
             if not self._open:
                 self._idle.notify_all()
 
@@ -234,9 +263,14 @@ class Service:
         queue_id = new_queue_id(submission)
         ours = _UnderWay()
         with self._lock:
-            if submission in self._void:
+            void = submission in self._void
+            earlier = ours if void else self._under_way.setdefault(submission, ours)
+        if void:
+            # Also while another connection asks for it: what is known is not given up.
+            if not self._is_known(queue_id):
                 raise SpoolError("this submission was given up")
-            earlier = self._under_way.setdefault(submission, ours)
+            self._confirm(stream, queue_id)
+            return
         if earlier is not ours:
             self._status(stream, submission)
             return
@@ -256,20 +290,31 @@ class Service:
             with self._lock:
                 del self._under_way[submission]
             ours.done.set()
-        self._confirm(stream, queue_id)
-        if not later:
-            poke(self._queue.spool, SUBMISSION)
+        try:
+            self._confirm(stream, queue_id)
+        finally:
+            # Also of a client that has gone.  Not before: what is acknowledged while it is new leaves no tombstone.
+            if not later:
+                poke(self._queue.spool, SUBMISSION)
 
     def _receive(self, stream: Stream, uid: int, submission: bytes, ours: _UnderWay) -> Envelope:
         """Take in the envelope and the message, and queue it.  Raises MinisendError, Broken, OSError of the socket."""
         _, head = stream.frame(_NEXT_FRAME, {protocol.ENVELOPE: SUBMITTED_HEAD_LIMIT})
+        with self._turns[uid].in_hand(head):
+            return self._take_in(stream, uid, head, submission, ours)
+
+    def _take_in(
+        self, stream: Stream, uid: int, head: bytes, submission: bytes, ours: _UnderWay
+    ) -> Envelope:
         who: Account = account(uid)
-        with self._turn[uid]:
+        with self._turns[uid].work:
             said, size = _said(head)
             envelope = admit(
                 said, submission, uid=uid, login=who.login, channel=SOCKET, now=time.time()
             )
         settings = self._settings
+        # Not for as long as the client takes for its message.
+        del said, head
         if settings.limit and size > settings.limit:
             raise MessageTooBig(f"message larger than max_message_size ({settings.limit} octets)")
         counted = _Admission(self._accounts, uid)
@@ -334,12 +379,15 @@ class Service:
             if not busy.done.wait(_BUSY):
                 # It has passed the point where it asks, and the disk is slow: neither answer would be true.
                 raise Broken("its end is not to be waited for")
+        # From here on it cannot begin.  First this, then the look, which is not one for everybody to wait for.
         with self._lock:
-            if not self._is_known(queue_id):
-                self._void[submission] = None
-                if len(self._void) > _VOID:
-                    del self._void[next(iter(self._void))]
-                raise SpoolError("no such submission")
+            self._void[submission] = None
+            if len(self._void) > _VOID:
+                del self._void[next(iter(self._void))]
+        if not self._is_known(queue_id):
+            raise SpoolError("no such submission")
+        with self._lock:
+            self._void.pop(submission, None)
         self._confirm(stream, queue_id)
 
     def _is_known(self, queue_id: str) -> bool:
@@ -366,7 +414,7 @@ class Service:
 
     def _list(self, stream: Stream, uid: int) -> None:
         stream.send(b"OK\n", _ANSWER)
-        turn = self._turn[uid]
+        turn = self._turns[uid].work
         with turn:
             look = _Look(claimed_files(self._queue), self._settings.reasons())
             places = sorted(self._queue.places(*_STATES), key=lambda place: (place.due, place.name))
@@ -449,24 +497,29 @@ class _Accounts:
     Who delivers does not tell us what has left: it is counted anew before anybody is refused, but not all the time.
     """
 
-    __slots__ = ("_counted", "_lock", "_queue", "_usage")
+    __slots__ = ("_count_at", "_counted", "_lock", "_queue", "_usage")
 
     def __init__(self, queue: Queue, usage: Usage) -> None:
         self._queue = queue
         self._usage = usage
         self._lock = threading.Lock()
-        self._counted = -_RECOUNT
+        self._counted = False
+        self._count_at = 0.0  # when it may be counted anew
 
     def admit(self, uid: int, octets: int) -> str | None:
         """As ``Usage.admit``."""
         if not self._usage.is_limited:
             return None
         with self._lock:
-            why = self._usage.admit(uid, octets) if self._counted >= 0 else ""
-            if why is not None and time.monotonic() - self._counted >= _RECOUNT:
+            why = self._usage.admit(uid, octets) if self._counted else ""
+            began = time.monotonic()
+            if why is not None and began >= self._count_at:
                 self._usage.forget()
                 count(self._queue, self._usage)
-                self._counted = time.monotonic()
+                self._counted = True
+                # Everybody waits meanwhile, which must not become always: who is over a limit may go on sending.
+                now = time.monotonic()
+                self._count_at = now + max(_RECOUNT, _RECOUNT_PAUSE * (now - began))
                 why = self._usage.admit(uid, octets)
             return why
 
@@ -518,6 +571,8 @@ def _said(head: bytes) -> tuple[Envelope, int]:
     try:
         if head_length(head) != len(head):
             raise BrokenRecord("it does not end where its frame does")
+        if head.count(b"\nto ") > protocol.MOST_RECIPIENTS:
+            raise DataError("more recipients than the service takes")
         return parse_head(head)
     except BrokenRecord as exc:
         raise DataError(f"envelope: {exc}") from exc

@@ -90,12 +90,11 @@ def hand_over(
         except client.NotServed as exc:
             stopped.append(_said(facts.socket, str(exc), exc.number, _SOCKET_REMEDIES))
         except client.Lost as exc:
-            if not whole:
-                text = f"{facts.socket}: {exc}"
-                if exc.kept:
-                    text += ": it may have been queued"
-                raise SpoolError(text) from exc
             stopped.append(_said(facts.socket, str(exc), 0, {}))
+            if exc.kept:
+                stopped[-1] += ": it may have been queued"
+            if not whole:
+                raise SpoolError(stopped[-1]) from exc
     if facts.drop:
         from minisend.spool.drop import put
 

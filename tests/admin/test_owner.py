@@ -113,3 +113,22 @@ def test_the_whole_of_the_account_is_taken_on(place: Path) -> None:
     os.waitpid(pid, 0)
     with open(read, "rb") as pipe:
         assert pipe.read().decode() == repr(((OWNER,) * 3, (OWNER,) * 3, [OWNER]))
+
+
+@pytest.mark.parametrize("link", [True, False], ids=["a link to root's", "none"])
+def test_no_queue_is_no_way_to_keep_root(place: Path, link: bool) -> None:
+    """The account could lead root elsewhere by any other name in its spool, ``state`` among them."""
+    spool = place / "spool"
+    elsewhere = place / "root's"
+    elsewhere.mkdir(mode=0o700)
+    os.symlink(elsewhere, spool / "state")
+    if link:
+        os.symlink("/", spool / "queue")
+        os.chown(spool / "queue", OWNER, OWNER, follow_symlinks=False)
+    run(place, "minisend", "flush", "--background")
+    assert list(elsewhere.iterdir()) == []
+    pid = os.fork()
+    if not pid:
+        become_owner(str(spool))
+        os._exit(os.geteuid() == OWNER)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 1

@@ -22,7 +22,7 @@ one connection for each message.
 As root, where Postfix is unpacked (.ci/run install) and control groups of version 2 can be made; dma's row is left out,
 and that said, where dma is not unpacked.
 
-The limits are the issue's, against the best peer unless it says otherwise.
+The limits are what the project wants to reach, against the best peer unless it says otherwise.
 """
 
 import argparse

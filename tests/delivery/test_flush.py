@@ -661,6 +661,18 @@ def test_the_size_announced_is_the_size_sent(
     assert session.commands[1] == b"MAIL FROM:<me@here.test> SIZE=%d%b" % (len(octets), parameters)
 
 
+def test_names_that_get_a_domain_make_no_line_too_long(spool: str, log: Lines) -> None:
+    """998 octets with its end off is what a server must take (RFC 5321 section 4.5.3.1.6)."""
+    names = [b"u%d" % number for number in range(150)]
+    put(spool, 1, ANN, message=b"To: %b\n\nx\n" % b", ".join(names))
+    with ScriptedServer() as server:
+        flush(configuration(spool, server.port), Selection(), log=log)
+    (octets,) = [message.octets for message in server.messages]
+    assert max(map(len, octets.split(b"\r\n"))) <= 998
+    (to,) = [field for field in octets.replace(b"\r\n ", b" ").split(b"\r\n") if b"u0" in field]
+    assert to == b"To: " + b", ".join(name + b"@here.test" for name in names)
+
+
 # -- recipients in several transactions
 
 

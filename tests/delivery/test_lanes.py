@@ -12,11 +12,13 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from delivery.program import Program
 from delivery.scripted import CLOSE, CONNECT, END_OF_DATA, Message, ScriptedServer, replies
 from delivery.spooled import (
+    NOW,
     Lines,
     is_free,
     put,
@@ -698,3 +700,29 @@ def test_two_flush_processes_share_the_work(tmp_path: Path) -> None:
     assert min(counts) >= 1
     assert sum(counts) == 40
     assert listing(str(program.spool)) == {}
+
+
+def test_a_slow_disk_takes_nothing_of_the_patience_with_a_rate(
+    spool: str, log: Lines, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The turn is 58 s away, and the sync of what others have done takes 5: that is less than a minute all the same."""
+    clock = SimpleNamespace(now=NOW)
+    stands_in = SimpleNamespace(time=lambda: clock.now, monotonic=lambda: clock.now)
+    monkeypatch.setattr(module, "time", stands_in)
+    rate = SimpleNamespace(take=lambda now: max(now, NOW + 58))
+    waited: list[float] = []
+
+    def pause(seconds: float) -> None:
+        waited.append(seconds)
+        clock.now += seconds
+
+    def sync() -> None:
+        clock.now += 5
+
+    config = to_smarthost(spool, free_port())
+    with Queue(spool, create=True) as queue:
+        lanes = Lanes(new_run(config, queue, Summary(), log))
+        monkeypatch.setattr(lanes, "_no_patience", SimpleNamespace(wait=pause))
+        assert lanes.held_back(SimpleNamespace(rate=rate), sync) is None
+    assert NOW + 58 <= clock.now <= NOW + 63
+    assert waited == [1.0] * 9 + [0.0]

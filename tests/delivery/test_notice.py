@@ -12,6 +12,7 @@ from delivery.authorization_server import USER, Service
 from delivery.program import Program
 from delivery.scripted import KEYWORDS, ScriptedServer, replies
 from delivery.spooled import Lines, put, read, to_smarthost
+from peers.process import free_port
 
 from minisend.config.files import SYSTEM_SPOOL
 from minisend.config.sections import Config, Smarthost, Spool
@@ -374,6 +375,35 @@ def test_a_notice_for_the_same_smarthost_waits_and_is_no_cause_for_another(tmp_p
             b"Mail waits: the login is refused ([smarthost])",
             b"s",
         ]
+
+
+def test_of_a_later_host_that_refuses_the_login_it_is_told_too(tmp_path: Path) -> None:
+    """Once, although the first one lets us in each time."""
+    port = free_port("127.0.0.1", "127.0.0.2")
+    put_off = {b"RCPT": [b"451 4.7.1 later"] * 3}
+    refused = {b"AUTH": [b"535 5.7.8 bad credentials"] * 2}
+    subject = b"Mail waits: the login is refused ([smarthost])"
+    with (
+        ScriptedServer(replies(put_off), port=port, keywords=AUTH_OFFERED) as first,
+        ScriptedServer(
+            replies(refused), address="127.0.0.2", port=port, keywords=AUTH_OFFERED
+        ) as second,
+        ScriptedServer() as elsewhere,
+    ):
+        text = settings(first, f'password_file = "{secret(tmp_path)}"', elsewhere=elsewhere)
+        program = Program(
+            tmp_path,
+            text.replace('"127.0.0.1"', '["127.0.0.1", "127.0.0.2"]', 1),
+            admin="admin@other.test",
+        )
+        program.sendmail("a@x.test", stdin=b"Subject: s\n\n")
+        for _ in range(2):
+            assert program.flush("--all")[0] == 75
+            assert subjects(elsewhere) == [subject]
+        assert program.flush("--all") == (0, "1 delivered, 0 waiting, 0 failed")
+        assert [len(each) for each in (first.messages, second.messages)] == [0, 1]
+        # What was told is forgotten: it has let us in.
+        assert os.listdir(tmp_path / "spool/state/destinations") == []
 
 
 @pytest.mark.parametrize(

@@ -461,3 +461,11 @@ def test_any_reply(phase: str, code: int, lines: list[bytes], others_accepted: b
     assert outcome.final <= (verdict.then == STOP)
     assert outcome.reason.isprintable()
     assert outcome.diagnostic.isprintable()
+
+
+@pytest.mark.parametrize(("name", "table"), [("", "[smarthost]"), ("work", "[smarthosts.work]")])
+def test_who_refuses_a_password_is_named_with_its_table(name: str, table: str) -> None:
+    refused = Refused(answer("AUTH", 535, b"no"))
+    verdict = judge(0, refused, remote_mta=MTA, at=5.0, smarthost=name)
+    why = f"host {MTA} refused user name or password, check both in {table}: 535 no (in reply to AUTH)"
+    assert verdict.outcome.reason == why

@@ -20,11 +20,12 @@ from delivery.spooled import NOW, Lines, is_free, put, queue_id, to_smarthost
 from peers.process import free_port
 from spool.make import listing
 
+from minisend.delivery import lanes
 from minisend.delivery import serve as module
 from minisend.delivery.attempt import Run, Summary
 from minisend.delivery.flush import Stop, background_flush
 from minisend.delivery.serve import serve
-from minisend.errors import SpoolError
+from minisend.errors import SpoolError, SystemFault
 from minisend.spool.store import Place, Queue
 from minisend.spool.trigger import EVERYTHING, SUBMISSION, Trigger, poke
 
@@ -428,6 +429,23 @@ def test_what_cannot_be_delivered_does_not_keep_it_from_ending(
         summary = serve(to_smarthost(spool, server.port), log=log, stop=stop, exit_idle=0)
     assert late == []
     assert summary == Summary(tried=1, delivered=1, broken=1)
+    assert listing(spool) == {"new": [name]}
+
+
+def test_a_service_that_can_have_no_thread_ends(
+    spool: str, log: Lines, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The limit of a container: whoever started it starts it again; else it would stay, and deliver nothing any more."""
+
+    def refused(function: object, arguments: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(lanes, "start_new_thread", refused)
+    name = put(spool, 1, ANN, arrived=time.time())
+    stop = Stop()
+    with ending(5, stop) as late, pytest.raises(SystemFault, match="can't start new thread"):
+        serve(to_smarthost(spool, free_port()), log=log, stop=stop)
+    assert late == []
     assert listing(spool) == {"new": [name]}
 
 

@@ -270,7 +270,7 @@ def test_the_short_way_leads_where_the_long_one_does(
     data = b"".join(line + end for line, end in zip([*lines, b"", b"body"], ends, strict=False))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(header, "HEADER_LIMIT", limit)
-        patch.setattr(header, "_LINE_LIMIT", 4)
+        patch.setattr(header, "LINE_LIMIT", 4)
         assert split(data, complete=True) == header._split_any(data, complete=True)
 
 
@@ -293,7 +293,7 @@ def test_the_reader_and_the_limit_do_not_depend_on_the_pieces(
     """What -t sees after reading just enough is what delivery sees with the whole message at hand."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(header, "HEADER_LIMIT", limit)
-        patch.setattr(header, "_LINE_LIMIT", 6)
+        patch.setattr(header, "LINE_LIMIT", 6)
         whole = split(data, complete=True)
         end = HeaderEnd()
         read = bytearray()

@@ -727,6 +727,9 @@ def lost_in_window(converse, replies, answered, *, stream=Stream, number=9):
             expect_capped(peer)
         taken = TAKEN + (b"250 s\r\n" + TAKEN) * (answered - 1) if answered else b""
         peer.send(taken + replies)
+        # Closed with something unread, as what replies make room for may be, it would reset the connection.
+        peer.socket.shutdown(socket.SHUT_WR)
+        peer.read_to_end()
 
     return converse(
         script, map(transaction, range(1, number + 5)), keywords=WINDOWED, stream=stream

@@ -16,85 +16,22 @@ from minisend.errors import DataError, SpoolError
 from minisend.spool import client, protocol
 from minisend.spool.protocol import frame
 from minisend.spool.record import SUBMITTED_HEAD_LIMIT, format_head
+from spool.scripted import DEADLINE, Scripted
 
 ID = bytes(range(16))
 HEX = ID.hex().encode()
 MESSAGE = b"Subject: hello\n\nHello.\n"
 SAID = Envelope("0" * 16, b"ann@example.org", [Recipient(b"bob@example.net")], arrived=1.0)
 GREETING = b"minisend 1\n"
-DEADLINE = 20.0
 END = frame(b"Z", b"%d %08x" % (len(MESSAGE), crc32(MESSAGE)))
 REQUEST = b"SUBMIT " + HEX + b"\n"
 WHOLE = REQUEST + frame(b"E", format_head(SAID, 0)) + frame(b"M", MESSAGE) + END
 STATUS = b"STATUS " + HEX + b"\n"
 
 
-class Service:
-    """Serves one connection for each of ``script``: its steps in order.
-
-    octets     are sent
-    a number   so many octets are waited for
-    None       the end of what comes is waited for
-    else       is called
-
-    ``heard``  what came over each connection
-    """
-
-    def __init__(self, directory):
-        self.path = f"{directory}/submit.sock"
-        self.heard = []
-        self.failed = []
-        self._listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self._listening.bind(self.path)
-        self._listening.listen(5)
-        self._listening.settimeout(DEADLINE)
-        self._thread = None
-
-    def follow(self, *scripts):
-        self._thread = threading.Thread(target=self._follow, args=scripts)
-        self._thread.start()
-
-    def _follow(self, *scripts):
-        try:
-            for number, script in enumerate(scripts):
-                connection, _ = self._listening.accept()
-                if number == len(scripts) - 1:
-                    self._listening.close()
-                with connection:
-                    connection.settimeout(DEADLINE)
-                    self.heard.append(b"")
-                    for step in script:
-                        self._step(connection, step)
-        except BaseException as exc:
-            self.failed.append(exc)
-
-    def _step(self, connection, step):
-        if isinstance(step, bytes):
-            connection.sendall(step)
-            return
-        if callable(step):
-            step()
-            return
-        left = step
-        while left is None or left > 0:
-            piece = connection.recv(left or 65536)
-            self.heard[-1] += piece
-            if left is None and not piece:
-                return
-            assert piece, "the client has gone"
-            left = left and left - len(piece)
-
-    def close(self):
-        """The script was followed to its end."""
-        if self._thread is not None:
-            self._thread.join()
-        self._listening.close()
-        assert self.failed == []
-
-
 @pytest.fixture
 def service(tmp_path):
-    made = Service(tmp_path)
+    made = Scripted(tmp_path)
     yield made
     made.close()
 
@@ -162,7 +99,7 @@ def test_more_recipients_than_fit(service):
     """Refused before anybody is asked."""
     many = Envelope("0" * 16, b"", [Recipient(b"%0999d@b" % n) for n in range(1100)], arrived=1.0)
     assert len(format_head(many, 0)) > SUBMITTED_HEAD_LIMIT
-    with pytest.raises(DataError, match=r"^more recipients than the socket takes: 1100$"):
+    with pytest.raises(DataError, match=r"^more recipients than the service takes: 1100$"):
         client.submit(service.path, ID, many, [MESSAGE])
 
 

@@ -153,7 +153,7 @@ def test_a_kind_that_has_no_place(pair, kind):
 
 def test_no_more_is_asked_for_than_a_frame_has():
     """What follows a large frame stays in the socket, and what is in hand is bounded by a piece."""
-    octets = b"x" * (3 * protocol.PIECE)
+    octets = b"x" * (3 * protocol.PIECE + 100)
     connection = Whole(frame(b"M", octets) + b"next")
     stream = Stream(connection)
     assert stream.frame(SECONDS, {b"M": len(octets)}) == (b"M", octets)

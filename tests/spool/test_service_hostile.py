@@ -12,108 +12,39 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minisend.envelope import Envelope, Recipient
-from minisend.log import Log
+from minisend.envelope import Recipient
+from minisend.errors import DataError
 from minisend.spool import client, protocol, service
-from minisend.spool.enqueue import Floor, new_queue_id
 from minisend.spool.limits import Usage
 from minisend.spool.protocol import frame
 from minisend.spool.record import SUBMITTED_HEAD_LIMIT, format_head
-from minisend.spool.service import Service, Settings
-from spool.make import RecordingQueue, claimed, listing, put
-
-ID = bytes(range(16))
-QUEUE_ID = new_queue_id(ID)
-MESSAGE = b"Subject: hello\n\nHello.\n"
-LIMIT = 100_000
-DEADLINE = 20.0
-GREETING = b"minisend 1\n"
-
-
-class Recorded(Log):
-    """A log that keeps its lines."""
-
-    def __init__(self) -> None:
-        super().__init__(syslog=False, stderr=False)
-        self.lines: list[str] = []
-
-    def info(self, text: str) -> None:
-        self.lines.append(text)
-
-    warning = error = info
-
-
-class Served:
-    """A service on a queue, and its clients: each is the other end of a pair of sockets."""
-
-    def __init__(self, queue: RecordingQueue, **limits: int) -> None:
-        self.queue = queue
-        self.log = Recorded()
-        usage = Usage(**{"messages": 0, "octets": 0, "rate": 0, **limits}, clock=time.monotonic)
-        self.service = Service(
-            queue, Settings(limit=LIMIT, floor=Floor("", 0, 0), usage=usage), self.log
-        )
-
-    def connect(self) -> socket.socket:
-        ours, theirs = socket.socketpair()
-        ours.settimeout(DEADLINE)
-        self.service.take(theirs)
-        return ours
-
-    @contextmanager
-    def greeted(self) -> Iterator[socket.socket]:
-        with self.connect() as connection:
-            assert read_line(connection) == GREETING
-            yield connection
-
-    def say(self, octets: bytes, *, half: bool = True) -> bytes:
-        """Say this, end, and read what comes; or, unless ``half``, be gone."""
-        with self.connect() as connection:
-            answer = b""
-            try:
-                connection.sendall(octets)
-                connection.shutdown(socket.SHUT_WR)
-                while half and (piece := connection.recv(65536)):
-                    answer += piece
-            except (BrokenPipeError, ConnectionResetError):
-                pass  # it has heard enough
-        self.ended()
-        return answer
-
-    def ended(self) -> None:
-        """No connection is served any more, and what was served has left no trace."""
-        assert self.service.wait(DEADLINE)
-        assert [line for line in self.log.lines if "event=bug" in line] == []
-        assert self.service._open == {}
-        assert self.service._under_way == {}
-
-    def queued(self) -> dict[str, list[str]]:
-        return listing(self.queue.spool)
+from minisend.spool.store import Place
+from minisend.spool.trigger import Trigger
+from spool.make import RecordingQueue, claimed, put
+from spool.served import (
+    DEADLINE,
+    END,
+    ENVELOPE,
+    GREETING,
+    HEAD,
+    ID,
+    LIMIT,
+    MESSAGE,
+    OK,
+    QUEUE_ID,
+    REQUEST,
+    STATUS,
+    WHOLE,
+    Served,
+    read_line,
+    said,
+    until,
+)
 
 
 @pytest.fixture
 def served(queue):
     return Served(queue)
-
-
-def read_line(connection: socket.socket) -> bytes:
-    line = b""
-    while not line.endswith(b"\n") and (octet := connection.recv(1)):
-        line += octet
-    return line
-
-
-def said(**changes: object) -> Envelope:
-    values: dict[str, object] = {"arrived": 1.0, "sender_given": True} | changes
-    return Envelope("0" * 16, b"ann@example.org", [Recipient(b"bob@example.net")], **values)
-
-
-HEAD = format_head(said(), len(MESSAGE))
-REQUEST = b"SUBMIT " + ID.hex().encode() + b"\n"
-ENVELOPE = frame(b"E", HEAD)
-END = frame(b"Z", b"23 c84d920e")
-WHOLE = REQUEST + ENVELOPE + frame(b"M", MESSAGE[:5]) + frame(b"M", MESSAGE[5:]) + END
-OK = b"OK " + QUEUE_ID.encode() + b"\n"
 
 
 def test_the_whole_one(served):
@@ -157,6 +88,89 @@ def test_a_flush_lists_the_queue_once(served, monkeypatch):
     assert served.say(b"FLUSH\n") == GREETING + b"OK 5 due now\n"
     assert states == ["cur"]
     assert served.queued() == {"cur": [f"0000000000.{number:016x}" for number in range(5)]}
+
+
+def test_a_look_for_a_submission_holds_up_nobody_else(served, monkeypatch):
+    """It takes as long as the queue is large, and anybody may ask, as often as they like."""
+    looking, go_on = threading.Event(), threading.Event()
+    is_known = served.service._is_known
+
+    def is_slowly_known(queue_id: str) -> bool:
+        looking.set()
+        assert go_on.wait(DEADLINE)
+        return is_known(queue_id)
+
+    monkeypatch.setattr(served.service, "_is_known", is_slowly_known)
+    with served.greeted() as asking:
+        asking.sendall(b"STATUS " + ID.hex().encode() + b"\n")
+        assert looking.wait(DEADLINE)
+        free = served.service._lock.acquire(timeout=1)
+        if free:
+            served.service._lock.release()
+        go_on.set()
+        assert read_line(asking) == b"NO 75 4.3.0 no such submission\n"
+    served.ended()
+    assert free
+    monkeypatch.undo()
+    assert served.say(WHOLE) == GREETING + b"NO 75 4.3.0 this submission was given up\n"
+    assert served.queued() == {}
+
+
+def test_recipients_that_would_fill_the_memory(served):
+    """Of one octet each an envelope has room for 200,000, which take 30 MB, as often as an account may connect."""
+    one = b"\nto a"
+    fits = HEAD[:-2] + one * (protocol.MOST_RECIPIENTS - 1) + b"\n\n"
+    whole = REQUEST + frame(b"E", fits) + WHOLE[len(REQUEST + ENVELOPE) :]
+    assert served.say(whole) == GREETING + OK
+    served.queue.discard(Place("new", QUEUE_ID))
+    more = HEAD[:-2] + one * protocol.MOST_RECIPIENTS + b"\n\n"
+    answer = served.say(REQUEST.replace(b"00", b"ff") + frame(b"E", more))
+    assert answer == GREETING + b"NO 65 5.6.0 more recipients than the service takes\n"
+
+
+def test_recipients_that_no_service_takes_are_no_reason_to_try_again(tmp_path):
+    envelope = said()
+    envelope.recipients *= protocol.MOST_RECIPIENTS + 1
+    with pytest.raises(DataError) as caught:
+        client.submit(f"{tmp_path}/no.sock", ID, envelope, [MESSAGE])
+    assert (str(caught.value), caught.value.exit_code) == (
+        "more recipients than the service takes: 50001",
+        65,
+    )
+
+
+def test_the_message_of_a_client_that_is_gone_wakes_who_delivers(served, monkeypatch):
+    def confirm(stream: protocol.Stream, queue_id: str) -> None:
+        stream.close()
+        stream.send(b"", 1)
+
+    monkeypatch.setattr(served.service, "_confirm", confirm)
+    trigger = Trigger(served.queue.spool)
+    try:
+        assert served.say(WHOLE) == GREETING
+        assert served.queued() == {"new": [QUEUE_ID]}
+        assert trigger.wait(0) == b"n"
+    finally:
+        trigger.close()
+
+
+def test_who_is_over_a_limit_does_not_have_the_queue_counted_all_the_time(queue, monkeypatch):
+    """A count that takes 10 s, in which all others wait, is not begun anew 5 s after the last one."""
+    clock = [1000.0]
+    counts: list[float] = []
+
+    def count(queue: object, usage: Usage) -> None:
+        counts.append(clock[0])
+        clock[0] += 10
+
+    monkeypatch.setattr(service, "count", count)
+    monkeypatch.setattr(service.time, "monotonic", lambda: clock[0])
+    accounts = service._Accounts(queue, Usage(messages=0, octets=0, rate=1, clock=lambda: clock[0]))
+    assert accounts.admit(1, 1) is None
+    for _ in range(40):
+        assert accounts.admit(1, 1) is not None
+        clock[0] += 6
+    assert counts == [1000.0, 1214.0]
 
 
 NOT_A_REQUEST = b"NO 65 5.6.0 not a request\n"
@@ -390,12 +404,12 @@ def served_say(served: Served, octets: bytes) -> bytes:
         connection.sendall(octets)
         connection.shutdown(socket.SHUT_WR)
         answer = b""
-        while piece := connection.recv(65536):
-            answer += piece
+        try:
+            while piece := connection.recv(65536):
+                answer += piece
+        except ConnectionResetError:
+            pass  # not all that was said was read
     return answer
-
-
-STATUS = b"STATUS " + ID.hex().encode() + b"\n"
 
 
 def test_one_that_is_under_way_is_waited_for(served):
@@ -474,13 +488,6 @@ def deliver(served: Served) -> None:
             entry.remove()
 
 
-def until(probe) -> None:
-    end = time.monotonic() + DEADLINE
-    while not probe():
-        assert time.monotonic() < end
-        time.sleep(0.002)
-
-
 # -- many
 
 
@@ -523,6 +530,34 @@ def test_a_client_that_is_told_busy_has_handed_nothing_over(served, monkeypatch)
         client.submit(path, ID, said(), [MESSAGE])
     served.ended()
     assert served.queued() == {}
+
+
+def test_of_one_account_one_large_envelope_at_a_time(served, monkeypatch):
+    monkeypatch.setattr(service, "_BUSY", 0.2)
+    wide = said()
+    wide.recipients = [Recipient(b"%d@example.net" % n) for n in range(5000)]
+
+    def begun(digit: bytes) -> bytes:
+        return b"SUBMIT " + digit * 32 + b"\n" + frame(b"E", format_head(wide, 0))
+
+    end = frame(b"Z", b"0 00000000")
+    with served.greeted() as first:
+        first.sendall(begun(b"1"))
+        until(lambda: any(each.large.locked() for each in served.service._turns.values()))
+        refusal = b"NO 75 4.3.0 another message of so many recipients is under way: try again\n"
+        assert served_say(served, begun(b"2") + end) == GREETING + refusal
+        # Others of the account go on beside it.
+        assert served_say(served, WHOLE + b"ACK\n") == GREETING + OK
+        monkeypatch.setattr(service, "_BUSY", DEADLINE)
+        with served.greeted() as second:
+            second.sendall(begun(b"3"))
+            first.sendall(end)
+            assert read_line(first).startswith(b"OK ")
+            second.sendall(end)
+            assert read_line(second).startswith(b"OK ")
+    served.ended()
+    assert served.service._turns == {}
+    assert len(served.queued()["new"]) == 3
 
 
 def test_one_that_is_over_a_limit_is_not_kept(queue):

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from minisend.config.files import state_directory
+from minisend.config.keys import smarthost_table
 from minisend.delivery.oauth.failure import OAuthError
 from minisend.delivery.secrets import one_line, read_secret
 
@@ -91,7 +92,7 @@ class Client:
         preset = _PRESETS[smarthost.oauth2_provider]
         tenant = smarthost.oauth2_tenant
         self.name = name
-        self.what = f"[smarthosts.{name}]" if name else "[smarthost]"
+        self.what = smarthost_table(name)
         self.login_command = f"minisend login {name}" if name else "minisend login"
         self.account = smarthost.username
         self.grant = smarthost.oauth2_grant
