@@ -33,7 +33,7 @@ from minisend.admin.listing import STATES, find, messages, open_queue, places
 from minisend.admin.progress import Progress
 from minisend.admin.queue import messages_in_words
 from minisend.admin.terminal import printable, write
-from minisend.config import Config
+from minisend.config.sections import Config
 from minisend.errors import SpoolError, UsageError
 from minisend.log import Log, line
 from minisend.spool.store import Entry, Place, Queue

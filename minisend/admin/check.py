@@ -30,7 +30,7 @@ from typing import Any
 from minisend.admin.listing import STATES, clock, open_queue, places
 from minisend.admin.queue import messages_in_words, size
 from minisend.admin.terminal import printable, write
-from minisend.config import Config
+from minisend.config.sections import Config
 from minisend.delivery.destination import Destinations
 from minisend.errors import SpoolError, SpoolFull
 from minisend.smtp.client import AUTH

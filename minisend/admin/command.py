@@ -11,7 +11,8 @@ from _signal import SIG_DFL, SIG_IGN, SIGINT, SIGTERM, getsignal, signal  # type
 
 from minisend.admin.owner import become_owner
 from minisend.admin.terminal import write
-from minisend.config import Config, load
+from minisend.config.load import load
+from minisend.config.sections import Config
 from minisend.errors import UsageError
 from minisend.spool.place import is_own
 

@@ -33,7 +33,9 @@ from minisend.admin.account import Account
 from minisend.admin.check import OVERDUE, Problem, summary, survey
 from minisend.admin.setup import BOOTED, directories
 from minisend.admin.terminal import BOLD, DIM, GREEN, RED, YELLOW, Paint, aligned, printable, write
-from minisend.config import SYSTEM_SPOOL, Config, Smarthost, load
+from minisend.config.files import SYSTEM_SPOOL
+from minisend.config.load import load
+from minisend.config.sections import Config, Smarthost
 from minisend.delivery import core_dump
 from minisend.delivery.secrets import read_secret
 from minisend.errors import ConfigError, SpoolFull

@@ -32,7 +32,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
-    from minisend.config import Config
+    from minisend.config.sections import Config
     from minisend.delivery.destination import Down
 
 STATES = ("new", "cur", "hold", "failed")

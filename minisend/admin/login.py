@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from minisend.admin.terminal import BOLD, Paint, printable, write
-from minisend.config import Config, Smarthost
+from minisend.config.sections import Config, Smarthost
 from minisend.delivery import core_dump
 from minisend.delivery.oauth import browser, device
 from minisend.delivery.oauth import client as clients

@@ -25,7 +25,8 @@ import time
 from minisend.admin.listing import Listed, Reasons, clock, messages, open_queue
 from minisend.admin.owner import become_owner
 from minisend.admin.terminal import Batch, printable
-from minisend.config import load, submission_facts
+from minisend.config.load import load
+from minisend.config.submission import submission_facts
 from minisend.errors import ConfigError
 from minisend.spool.place import is_own
 
@@ -33,7 +34,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from minisend.config import Config, SubmissionFacts
+    from minisend.config.sections import Config
+    from minisend.config.submission import SubmissionFacts
     from minisend.envelope import Outcome
 
 _LINE = "%-17s %8s %-19s %s\n"

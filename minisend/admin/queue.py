@@ -29,7 +29,7 @@ from typing import Any
 from minisend.admin.filters import Filter
 from minisend.admin.listing import Listed, Reasons, clock, messages, named, open_queue
 from minisend.admin.terminal import BOLD, CYAN, DIM, RED, YELLOW, Batch, Paint, printable
-from minisend.config import Config
+from minisend.config.sections import Config
 from minisend.envelope import Outcome
 from minisend.errors import UsageError
 from minisend.spool.place import is_own

@@ -21,7 +21,7 @@ from contextlib import contextmanager, suppress
 
 from minisend.admin.listing import Reasons
 from minisend.admin.owner import become_owner
-from minisend.config import Config
+from minisend.config.sections import Config
 from minisend.delivery.flush import Stop
 from minisend.delivery.pickup import Pickup
 from minisend.delivery.serve import serve

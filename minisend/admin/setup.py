@@ -17,7 +17,8 @@ import stat
 
 from minisend.admin import account
 from minisend.admin.terminal import GREEN, YELLOW, Paint, aligned, printable, write
-from minisend.config import SYSTEM_FILE, SYSTEM_SPOOL, Config
+from minisend.config.files import SYSTEM_FILE, SYSTEM_SPOOL
+from minisend.config.sections import Config
 from minisend.errors import CreateError, MinisendError, PermissionDenied, SpoolError
 from minisend.spool import disk
 from minisend.spool.layout import ACCOUNT, DIRECTORIES, SOCKET_DIRECTORY, UNITS, Directory

@@ -31,7 +31,7 @@ from typing import Any
 from minisend.admin.listing import Listed, Reasons, named, open_queue
 from minisend.admin.queue import COLOURS, as_object, next_attempt, not_there, outcomes
 from minisend.admin.terminal import BOLD, DIM, Paint, printable, write
-from minisend.config import Config
+from minisend.config.sections import Config
 from minisend.delivery.outgoing import Outgoing
 from minisend.envelope import FAILED, Outcome
 from minisend.errors import DataError, SystemFault

@@ -11,7 +11,8 @@ import posix
 
 from minisend.address import AddressError, parse_recipients, parse_sender, qualify, quote_local
 from minisend.admin.terminal import printable, write
-from minisend.config import Config, load
+from minisend.config.load import load
+from minisend.config.sections import Config
 from minisend.delivery.mx import Unroutable, literal_address
 from minisend.delivery.route import ERROR, MX, NextHop, route
 from minisend.errors import DataError, UsageError

@@ -20,7 +20,7 @@ import time
 from _thread import RLock, allocate_lock
 
 from minisend.address import qualify, split
-from minisend.config import Config
+from minisend.config.sections import Config
 from minisend.delivery import bounce, flood, mx, policy, retry
 from minisend.delivery.destination import Destinations, Down
 from minisend.delivery.outgoing import Outgoing

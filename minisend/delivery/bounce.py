@@ -24,7 +24,7 @@ The words of a report are ``message.dsn``'s; what has failed is ``delivery.polic
 from __future__ import annotations
 
 from minisend.address import qualify, same
-from minisend.config import Config
+from minisend.config.sections import Config
 from minisend.delivery import retry
 from minisend.delivery.outgoing import Outgoing
 from minisend.envelope import DELIVERED, FAILED, RELAYED, Envelope, Recipient

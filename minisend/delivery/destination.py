@@ -25,6 +25,8 @@ from minisend.envelope import DELAYED, Outcome
 from minisend.spool.place import state
 from minisend.value import Value
 
+# In the spool's directory of state, a file for each.
+_DIRECTORY = "destinations"
 # What is not to be quoted in a file name; a name that begins with a dot is none of ours.
 _PLAIN = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_.-~[]:,@+"
 _LONGEST_NAME = 200
@@ -144,7 +146,7 @@ class Destinations:
 
     def __init__(self, spool: str) -> None:
         self._spool = spool
-        self._directory = f"{state(spool)}/destinations"
+        self._directory = state(spool, _DIRECTORY)
 
     def get(self, name: str) -> Down | None:
         """What is known of the next hop of this name (``NextHop.name``), None when nothing is wrong with it."""
@@ -179,7 +181,7 @@ class Destinations:
         draft = f"{self._directory}/.{posix.getpid()}.{path[len(self._directory) + 1 :]}"
         octets = json.dumps({"destination": name, **_values(down)}).encode("ascii")
         try:
-            self._make()
+            state(self._spool, _DIRECTORY, make=True)
             fd = posix.open(
                 draft,
                 posix.O_WRONLY | posix.O_CREAT | posix.O_TRUNC | posix.O_NOFOLLOW | posix.O_CLOEXEC,
@@ -200,7 +202,7 @@ class Destinations:
     def told(self, name: str) -> str:
         """The path of the file that keeps what the administrator was told of it, in a directory that is there if it can be."""
         try:
-            self._make()
+            state(self._spool, _DIRECTORY, make=True)
         except OSError:
             pass  # whoever opens the file finds that out
         return self._path(name, "!")
@@ -217,13 +219,6 @@ class Destinations:
                     if each.stat(follow_symlinks=False).st_mtime < before:
                         posix.unlink(each.path)
         except OSError:
-            pass
-
-    def _make(self) -> None:
-        try:
-            state(self._spool, make=True)
-            posix.mkdir(self._directory, 0o700)
-        except FileExistsError:
             pass
 
     def _path(self, name: str, mark: str = "=") -> str:

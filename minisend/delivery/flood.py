@@ -38,7 +38,7 @@ except ImportError:
     from hashlib import blake2b
 
 from minisend.address import qualify, quote_local, split
-from minisend.config import Config
+from minisend.config.sections import Config
 from minisend.envelope import Envelope
 from minisend.message import dsn
 from minisend.message.header import HEADER_LIMIT, find

@@ -9,7 +9,7 @@ import posix
 import time
 
 from minisend.address import AddressError, split, to_ascii
-from minisend.config import Config
+from minisend.config.sections import Config
 from minisend.delivery import core_dump, mx, slots, workers
 from minisend.delivery.attempt import Run, Summary, qualified
 from minisend.delivery.destination import Destinations

@@ -59,7 +59,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
     from typing import TypeVar
 
-    from minisend.config import Config, Dns
+    from minisend.config.sections import Config, Dns
 
     T = TypeVar("T")
 

@@ -31,7 +31,9 @@ import time
 from typing import TYPE_CHECKING
 
 from minisend.address import qualify, quote_local
-from minisend.config import SYSTEM_SPOOL, Config, Smarthost, smarthost_table
+from minisend.config.files import SYSTEM_SPOOL
+from minisend.config.keys import smarthost_table
+from minisend.config.sections import Config, Smarthost
 from minisend.delivery.policy import LOGIN, TOKEN
 from minisend.delivery.route import NextHop
 from minisend.envelope import Envelope, Outcome, Recipient

@@ -3,7 +3,7 @@
 The one place where ``message.complete`` meets the store, for an attempt and for the report that returns the message.
 """
 
-from minisend.config import Config
+from minisend.config.sections import Config
 from minisend.envelope import Facts
 from minisend.message.complete import complete, facts_for
 from minisend.message.header import HEADER_LIMIT, LINE_LIMIT

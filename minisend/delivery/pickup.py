@@ -17,7 +17,7 @@ from minisend.spool.store import Queue
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from minisend.config import Config
+    from minisend.config.sections import Config
     from minisend.spool.ingest import Result
     from minisend.spool.service import Accounts
 

@@ -37,7 +37,7 @@ else "the class is all we know": X.0.0 (RFC 3463 section 3.1).
 
 from __future__ import annotations
 
-from minisend.config import smarthost_table
+from minisend.config.keys import smarthost_table
 from minisend.delivery.mx import Unroutable
 from minisend.envelope import DELAYED, FAILED, RELAYED, Outcome
 from minisend.errors import (

@@ -28,7 +28,7 @@ import struct
 from _thread import allocate_lock
 from math import ceil
 
-from minisend.config import smarthost_table
+from minisend.config.keys import smarthost_table
 from minisend.delivery.destination import Down
 from minisend.spool.place import state
 
@@ -36,11 +36,13 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections import deque
 
-    from minisend.config import Config
+    from minisend.config.sections import Config
     from minisend.delivery.route import NextHop
 else:
     from _collections import deque
 
+# In the spool's directory of state, a file for each smarthost.
+_DIRECTORY = "rate"
 # How long a message waits when the file cannot be had.
 _PAUSE = 60.0
 _UNITS = {1: "s", 60: "m", 3600: "h", 86400: "d"}
@@ -57,8 +59,7 @@ class Rate:
 
     def __init__(self, spool: str, name: str, count: int, seconds: int) -> None:
         self._spool = spool
-        self._directory = f"{state(spool)}/rate"
-        self._path = f"{self._directory}/{name or 'smarthost'}"
+        self._path = f"{state(spool, _DIRECTORY)}/{name or 'smarthost'}"
         self._table = smarthost_table(name)
         self._count = count
         self._seconds = seconds
@@ -114,11 +115,7 @@ class Rate:
 
     def _ring(self) -> _Ring:
         """The file, locked.  Raises OSError, as all that is done with it."""
-        try:
-            state(self._spool, make=True)
-            posix.mkdir(self._directory, 0o700)
-        except FileExistsError:
-            pass
+        state(self._spool, _DIRECTORY, make=True)
         fd = posix.open(
             self._path, posix.O_RDWR | posix.O_CREAT | posix.O_NOFOLLOW | posix.O_CLOEXEC, 0o600
         )

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
     from typing import Protocol
 
-    from minisend.config import Config, Smarthost
+    from minisend.config.sections import Config, Smarthost
     from minisend.delivery.mx import Target
     from minisend.delivery.policy import Verdict
     from minisend.delivery.route import NextHop
@@ -424,7 +424,7 @@ class Remote:
                 if isinstance(error, ConfigError):
                     remote_mta = ""
                 break
-            self._opened()
+            self._opened(target.remote_mta)
         for errand in dict.fromkeys(ready):
             if errand.todo:
                 self._judge(errand, errand.todo, ended, remote_mta)

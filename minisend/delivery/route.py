@@ -32,7 +32,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from minisend.config import Config, Route, Smarthost
+    from minisend.config.sections import Config, Route, Smarthost
 
 ERROR = "error"
 DISCARD = "discard"
@@ -55,7 +55,7 @@ class NextHop(Value):
                    "" with the others
     ``status``     with ERROR the enhanced status code, else ""
     ``smarthost``  with SMARTHOST the NAME of its table, "" for [smarthost]
-    ``host``, ``port``, ``path``  with SMTP and LMTP as in ``config.Route``
+    ``host``, ``port``, ``path``  with SMTP and LMTP as in ``config.sections.Route``
     """
 
     __slots__ = ("domain", "host", "kind", "name", "path", "port", "smarthost", "status")

@@ -22,7 +22,7 @@ import select
 import stat
 import time
 
-from minisend.config import smarthost_table
+from minisend.config.keys import smarthost_table
 from minisend.errors import ConfigError
 
 TYPE_CHECKING = False
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     import subprocess
     from collections.abc import Mapping
 
-    from minisend.config import Smarthost
+    from minisend.config.sections import Smarthost
     from minisend.smtp.auth import Credentials
 
 DEADLINE = 30.0

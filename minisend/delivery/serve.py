@@ -19,7 +19,7 @@ import heapq
 import os
 import time
 
-from minisend.config import Config
+from minisend.config.sections import Config
 from minisend.delivery.attempt import Summary
 from minisend.delivery.flush import Stop, add_recovered, new_run, open_queue
 from minisend.delivery.lanes import Lanes

@@ -9,6 +9,8 @@ import posix
 from minisend.errors import SpoolError
 from minisend.spool.place import state
 
+# In the spool's directory of state.
+_DIRECTORY = "slots"
 # As many as there may be destinations that hang before new mail has to wait for the next flush.
 SLOTS = 2
 
@@ -18,13 +20,9 @@ def take(spool: str) -> int | None:
 
     Raises SpoolError when there can be no slots: no spool, a disk that takes no file.
     """
-    directory = f"{state(spool)}/slots"
+    directory = state(spool, _DIRECTORY)
     try:
-        try:
-            state(spool, make=True)
-            posix.mkdir(directory, 0o700)
-        except FileExistsError:
-            pass
+        state(spool, _DIRECTORY, make=True)
         for number in range(SLOTS):
             fd = _lock(f"{directory}/{number}")
             if fd is not None:

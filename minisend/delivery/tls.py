@@ -25,7 +25,7 @@ from _thread import allocate_lock
 from functools import lru_cache
 from typing import TYPE_CHECKING, NamedTuple
 
-from minisend.config import smarthost_table
+from minisend.config.keys import smarthost_table
 from minisend.delivery.secrets import read_secret
 from minisend.errors import ConfigError
 from minisend.smtp.handshake import Fault, Trust
@@ -33,7 +33,7 @@ from minisend.smtp.handshake import Fault, Trust
 if TYPE_CHECKING:
     import ssl
 
-    from minisend.config import Delivery, Smarthost
+    from minisend.config.sections import Delivery, Smarthost
 
 NONE = "none"
 OPPORTUNISTIC = "opportunistic"

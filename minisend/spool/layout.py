@@ -7,7 +7,7 @@ Only the leaves are the account's; what is above them is root's, so that no name
 a link.  Source: DESIGN section 3; sysusers.d(5), tmpfiles.d(5).
 """
 
-from minisend.config import SYSTEM_SPOOL
+from minisend.config.files import SYSTEM_SPOOL
 
 #: The account that takes and delivers the mail, and its group.  Nobody logs in as it, and nobody else is in the group:
 #: a file that has the group was made in a directory of ours.

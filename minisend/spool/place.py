@@ -112,15 +112,19 @@ def open_queue(spool: str, *, create: bool) -> int:
     return fd
 
 
-def state(spool: str, *, make: bool = False) -> str:
-    """Where locks, counts and the like are kept, ``<spool>/state``; with ``make`` it is there.  Raises OSError."""
+def state(spool: str, within: str = "", *, make: bool = False) -> str:
+    """Where locks, counts and the like are kept, ``<spool>/state``, or a directory ``within`` it.
+
+    ``make``  see that it is there; raises OSError
+    """
     path = f"{spool}/{_STATE}"
-    if make:
+    paths = (path, f"{path}/{within}") if within else (path,)
+    for each in paths if make else ():
         try:
-            posix.mkdir(path, 0o700)
+            posix.mkdir(each, 0o700)
         except FileExistsError:
             pass
-    return path
+    return paths[-1]
 
 
 def open_state(state: str, queue: int) -> int:

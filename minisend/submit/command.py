@@ -10,7 +10,7 @@ import sys
 import time
 
 from minisend.address import one_line, parse_recipients, parse_sender, quote_local, split
-from minisend.config import SubmissionFacts, submission_facts
+from minisend.config.submission import SubmissionFacts, submission_facts
 from minisend.envelope import Envelope, Recipient
 from minisend.errors import DataError, UsageError
 from minisend.spool.account import Account

@@ -17,7 +17,7 @@ import errno
 import posix
 import sys
 
-from minisend.config import SubmissionFacts
+from minisend.config.submission import SubmissionFacts
 from minisend.envelope import Envelope
 from minisend.errors import SpoolError
 from minisend.spool import disk

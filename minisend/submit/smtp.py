@@ -26,7 +26,7 @@ import select
 from _stat import S_ISSOCK
 
 from minisend.address import AddressError, parse_recipients
-from minisend.config import SubmissionFacts, submission_facts
+from minisend.config.submission import SubmissionFacts, submission_facts
 from minisend.envelope import Recipient
 from minisend.errors import MessageTooBig, MinisendError, ReadError, SpoolFull
 from minisend.smtp.server import (

@@ -18,7 +18,7 @@ from delivery.authorization_server import USER, Registered, Service
 import minisend
 from minisend.admin import login as module
 from minisend.admin.command import main
-from minisend.config import Smarthost
+from minisend.config.sections import Smarthost
 from minisend.delivery.oauth.access import access_token
 from minisend.delivery.oauth.failure import OAuthError
 from minisend.errors import ConfigError, UsageError

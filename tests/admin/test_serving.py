@@ -13,7 +13,7 @@ import pytest
 from spool.make import MESSAGE, RecordingQueue, envelope, put
 
 from minisend.admin import serving
-from minisend.config import Config, Limits, Spool
+from minisend.config.sections import Config, Limits, Spool
 from minisend.delivery.flush import Stop
 from minisend.delivery.pickup import Pickup
 from minisend.log import Log

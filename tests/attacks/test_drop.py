@@ -417,7 +417,7 @@ def test_a12_it_is_not_looked_at_over_and_over(system):
     system.as_user(ANN, lambda: os.makedirs(f"{system.drop}/new/{NAME}/x"))
 
     def looks():
-        from minisend.config import Config, Limits, Spool, Submission
+        from minisend.config.sections import Config, Limits, Spool, Submission
 
         runs = []
         pickup = Pickup(

@@ -12,7 +12,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from minisend.config import Config, load
+from minisend.config.load import load
+from minisend.config.sections import Config
 from minisend.delivery.outgoing import Outgoing
 from minisend.envelope import Envelope
 from minisend.message.header import HEADER_LIMIT, Field

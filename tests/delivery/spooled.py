@@ -1,8 +1,12 @@
-"""Messages put straight into a queue, the configuration to deliver them with, and a log to be read after."""
+"""Messages put straight into a queue, the configuration to deliver them with, a log to be read after, and a clock."""
 
 import os
+from types import SimpleNamespace
 
-from minisend.config import Config, Delivery, Smarthost, Spool
+import pytest
+
+from minisend.config.sections import Config, Delivery, Smarthost, Spool
+from minisend.delivery import attempt, flush, lanes, remote
 from minisend.envelope import Envelope, Recipient
 from minisend.spool.enqueue import enqueue
 from minisend.spool.store import Entry, Place, Queue
@@ -32,6 +36,15 @@ class Lines:
     def about(self, *parts: str) -> list[str]:
         """The lines with all of these in them."""
         return [text for _, text in self.lines if all(part in text for part in parts)]
+
+
+def stopped_clock(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """Its ``now`` is the time for the whole room."""
+    shown = SimpleNamespace(now=NOW)
+    stands_in = SimpleNamespace(time=lambda: shown.now)
+    for room in (flush, attempt, lanes, remote):
+        monkeypatch.setattr(room, "time", stands_in)
+    return shown
 
 
 def to_smarthost(
@@ -74,9 +87,13 @@ def queue_id(number: int) -> str:
 def put(
     spool: str,
     number: int,
-    *recipients: bytes,
+    *recipients: bytes | Recipient,
+    message: bytes = MESSAGE,
     sender: bytes = ME,
     arrived: float = NOW - 10,
+    uid: int = 1000,
+    ret: str = "",
+    envid: str = "",
     due: int | None = None,
 ) -> str:
     """Queue a message; its queue id.  ``due``: it waits in ``cur`` until then."""
@@ -84,13 +101,15 @@ def put(
     envelope = Envelope(
         name,
         sender,
-        [Recipient(each) for each in recipients],
+        [each if isinstance(each, Recipient) else Recipient(each) for each in recipients],
         arrived=arrived,
-        uid=1000,
+        uid=uid,
         login=b"me",
+        ret=ret,
+        envid=envid,
     )
     with Queue(spool, create=True) as queue:
-        enqueue(queue.fd, envelope, [MESSAGE], 0)
+        enqueue(queue.fd, envelope, [message], 0)
     if due is not None:
         os.rename(f"{spool}/queue/new/{name}", f"{spool}/queue/cur/{due:010d}.{name}")
     return name

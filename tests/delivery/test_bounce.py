@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from spool.make import ID, claimed, listing
 from spool.seam import Seam
 
-from minisend.config import Config, Spool
+from minisend.config.sections import Config, Spool
 from minisend.delivery import bounce
 from minisend.delivery.bounce import Report, queue_report, reports
 from minisend.envelope import DELAYED, DELIVERED, FAILED, RELAYED, Envelope, Outcome, Recipient

@@ -11,14 +11,13 @@ from types import SimpleNamespace
 import pytest
 from delivery.reports import read_report
 from delivery.scripted import CONNECT, ScriptedServer, replies
-from delivery.spooled import ME, NOW, Lines, put, queue_id, read, to_smarthost
+from delivery.spooled import ME, NOW, Lines, put, queue_id, read, stopped_clock, to_smarthost
 from peers.process import free_port
 from spool.make import listing
 from spool.seam import Seam
 
-from minisend.config import Config, Delivery
-from minisend.delivery import attempt, destination, lanes, remote, retry
-from minisend.delivery import flush as module
+from minisend.config.sections import Config, Delivery
+from minisend.delivery import destination, remote, retry
 from minisend.delivery.attempt import Summary
 from minisend.delivery.destination import Destinations, Down, _values, after_failure
 from minisend.delivery.flush import Selection, flush
@@ -34,12 +33,7 @@ HOUR, DAY = 3600, 86400
 
 @pytest.fixture(autouse=True)
 def clock(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
-    """``clock.now`` is the time for the whole room."""
-    shown = SimpleNamespace(now=NOW)
-    stands_in = SimpleNamespace(time=lambda: shown.now)
-    for room in (module, attempt, lanes, remote):
-        monkeypatch.setattr(room, "time", stands_in)
-    return shown
+    return stopped_clock(monkeypatch)
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from minisend.config import Config, Limits, Spool
+from minisend.config.sections import Config, Limits, Spool
 from minisend.delivery.flood import (
     FILE_LIMIT,
     WINDOW,

@@ -25,56 +25,32 @@ from delivery.scripted import (
     ScriptedServer,
     replies,
 )
+from delivery.spooled import MESSAGE, NOW, Lines, put, queue_id, stopped_clock
 from peers.process import free_port
 from spool.make import listing
 from spool.seam import Seam
 
-from minisend.config import Config, Delivery, Smarthost, Spool
-from minisend.delivery import attempt, bounce, lanes, outgoing, remote, retry
+from minisend.config.sections import Config, Delivery, Smarthost, Spool
+from minisend.delivery import attempt, bounce, outgoing, remote, retry
 from minisend.delivery import flush as module
 from minisend.delivery.destination import Destinations, Down
 from minisend.delivery.flush import Selection, Summary, flush
 from minisend.envelope import DELAYED, FAILED, RELAYED, Envelope, Outcome, Recipient
 from minisend.errors import SpoolError, UsageError
 from minisend.spool import disk
-from minisend.spool.enqueue import enqueue, new_queue_id
+from minisend.spool.enqueue import new_queue_id
 from minisend.spool.store import Entry, Place, Queue
 
 ROOT = Path(__file__).parents[2]
-NOW = 1_700_000_000.0
 ONE_EACH = (*KEYWORDS, b"LIMITS RCPTMAX=1")
 RCPT_BOB = b"RCPT TO:<bob@x.test>"
-MESSAGE = b"From: Me <me@here.test>\nDate: today\nMessage-ID: <1@here.test>\n\nHello.\n"
 ANN, BOB, CARL = b"ann@x.test", b"bob@x.test", b"carl@x.test"
 EVERYTHING = Selection(everything=True)
 
 
 @pytest.fixture(autouse=True)
 def clock(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
-    """``clock.now`` is the time for the whole room."""
-    shown = SimpleNamespace(now=NOW)
-    stands_in = SimpleNamespace(time=lambda: shown.now)
-    for room in (module, attempt, lanes, remote):
-        monkeypatch.setattr(room, "time", stands_in)
-    return shown
-
-
-class Lines:
-    """A log that keeps its lines."""
-
-    heard = True
-
-    def __init__(self) -> None:
-        self.lines: list[tuple[str, str]] = []
-
-    def info(self, text: str) -> None:
-        self.lines.append(("info", text))
-
-    def warning(self, text: str) -> None:
-        self.lines.append(("info", text))
-
-    def error(self, text: str) -> None:
-        self.lines.append(("error", text))
+    return stopped_clock(monkeypatch)
 
 
 @pytest.fixture
@@ -106,37 +82,6 @@ def direct(spool: str, port: int) -> Config:
         mail_domain="here.test",
         delivery=Delivery(mx_port=port, tls="none", connections=1),
     )
-
-
-def queue_id(number: int) -> str:
-    return f"{number:016x}"
-
-
-def put(
-    spool: str,
-    number: int,
-    *recipients: bytes | Recipient,
-    message: bytes = MESSAGE,
-    sender: bytes = b"me@here.test",
-    arrived: float = NOW - 10,
-    uid: int = 1000,
-    ret: str = "",
-    envid: str = "",
-) -> str:
-    """Queue a message; its name in ``new``, which is its queue id."""
-    envelope = Envelope(
-        queue_id(number),
-        sender,
-        [each if isinstance(each, Recipient) else Recipient(each) for each in recipients],
-        arrived=arrived,
-        uid=uid,
-        login=b"me",
-        ret=ret,
-        envid=envid,
-    )
-    with Queue(spool, create=True) as queue:
-        enqueue(queue.fd, envelope, [message], 0)
-    return envelope.queue_id
 
 
 def read(spool: str, state: str, name: str) -> Entry:

@@ -30,7 +30,7 @@ from delivery.spooled import (
 from peers.process import free_port
 from spool.make import listing
 
-from minisend.config import Delivery
+from minisend.config.sections import Delivery
 from minisend.delivery import lanes as module
 from minisend.delivery.attempt import Attempt, Job, Run, Summary
 from minisend.delivery.flush import Selection, flush, new_run

@@ -10,13 +10,12 @@ from types import SimpleNamespace
 import pytest
 from delivery.reports import read_report
 from delivery.scripted import Message, ScriptedServer
-from delivery.spooled import ME, NOW, Lines, put, to_smarthost
+from delivery.spooled import ME, NOW, Lines, put, stopped_clock, to_smarthost
 from peers.process import free_port
 from spool.make import listing
 
-from minisend.config import Config
-from minisend.delivery import attempt, lanes, remote, retry
-from minisend.delivery import flush as module
+from minisend.config.sections import Config
+from minisend.delivery import remote, retry
 from minisend.delivery.attempt import Summary
 from minisend.delivery.flush import Selection, flush
 from minisend.spool.store import Place
@@ -28,12 +27,7 @@ MONTH = 30 * DAY
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
-    """``clock.now`` is the time for the whole room."""
-    shown = SimpleNamespace(now=NOW)
-    stands_in = SimpleNamespace(time=lambda: shown.now)
-    for room in (module, attempt, lanes, remote):
-        monkeypatch.setattr(room, "time", stands_in)
-    return shown
+    return stopped_clock(monkeypatch)
 
 
 def documented(subject: str) -> list[float]:

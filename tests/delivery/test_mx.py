@@ -20,7 +20,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from minisend.config import Config, Delivery, Dns, Smarthost, Spool
+from minisend.config.sections import Config, Delivery, Dns, Smarthost, Spool
 from minisend.delivery import mx
 from minisend.delivery.mx import (
     LookupFailed,

@@ -14,7 +14,8 @@ from delivery.scripted import KEYWORDS, ScriptedServer, replies
 from delivery.spooled import Lines, put, read, to_smarthost
 from peers.process import free_port
 
-from minisend.config import SYSTEM_SPOOL, Config, Smarthost, Spool
+from minisend.config.files import SYSTEM_SPOOL
+from minisend.config.sections import Config, Smarthost, Spool
 from minisend.delivery import notice
 from minisend.delivery.flush import Selection, flush
 from minisend.delivery.policy import LOGIN, SETTINGS, TOKEN

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from minisend.config import Smarthost
+from minisend.config.sections import Smarthost
 from minisend.delivery import policy
 from minisend.delivery.oauth import browser, client, device, endpoint, grant
 from minisend.delivery.oauth.access import access_token

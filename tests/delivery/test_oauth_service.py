@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 from delivery.authorization_server import USER, Registered, Service
 
-from minisend.config import Smarthost
+from minisend.config.sections import Smarthost
 from minisend.delivery.oauth import browser, device
 from minisend.delivery.oauth.access import access_token
 from minisend.delivery.oauth.client import Client

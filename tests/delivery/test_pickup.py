@@ -7,7 +7,7 @@ from delivery.scripted import ScriptedServer
 from delivery.spooled import Lines, to_smarthost
 from spool.system import ANN, MESSAGE, OURS, System
 
-from minisend.config import Config, Limits, Submission
+from minisend.config.sections import Config, Limits, Submission
 from minisend.delivery.flush import Selection, Stop, flush
 from minisend.delivery.pickup import Pickup
 from minisend.delivery.serve import serve

@@ -20,7 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from peers.process import wait_for
 
-from minisend.config import Config, Smarthost, Spool
+from minisend.config.sections import Config, Smarthost, Spool
 from minisend.delivery.destination import Down
 from minisend.delivery.rate import Rate, rate_of
 from minisend.delivery.route import MX, SMARTHOST, NextHop

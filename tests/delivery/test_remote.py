@@ -20,7 +20,7 @@ from delivery.scripted import (
 )
 from peers.process import free_port
 
-from minisend.config import Config, Smarthost, Spool
+from minisend.config.sections import Config, Smarthost, Spool
 from minisend.delivery import mx, policy, remote
 from minisend.delivery.policy import LOCAL, MESSAGE, RECIPIENT, SITE, Verdict
 from minisend.delivery.remote import Content, Remote
@@ -445,7 +445,7 @@ def test_a_message_of_several_transactions_goes_on_in_further_sessions() -> None
     keywords = (*KEYWORDS, b"LIMITS MAILMAX=1 RCPTMAX=3")
     opened: list[int] = []
     with ScriptedServer(answer, keywords=keywords) as server:
-        with Remotes(configuration(server.port), opened=lambda: opened.append(1)) as sending:
+        with Remotes(configuration(server.port), opened=lambda host: opened.append(1)) as sending:
             verdicts = attempt(sending, HOP, b"", recipients, CONTENT)
             assert sending.unreachable is None
     assert shape(verdicts) == [

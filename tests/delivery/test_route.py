@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from minisend.address import _is_like
-from minisend.config import Config, Route, Smarthost, Spool
+from minisend.config.sections import Config, Route, Smarthost, Spool
 from minisend.delivery.route import (
     DISCARD,
     ERROR,

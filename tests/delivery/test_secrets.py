@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from minisend.config import Smarthost
+from minisend.config.sections import Smarthost
 from minisend.delivery import secrets
 from minisend.delivery.secrets import credentials
 from minisend.errors import ConfigError

@@ -17,7 +17,7 @@ from delivery.scripted import (
 )
 from peers.process import free_port
 
-from minisend.config import Config, Smarthost, Spool
+from minisend.config.sections import Config, Smarthost, Spool
 from minisend.delivery import mx, policy, remote
 from minisend.delivery.mx import Target
 from minisend.delivery.policy import Verdict

@@ -12,7 +12,7 @@ from delivery.scripted import CONNECT, ScriptedServer, replies
 from peers.process import free_port
 from spool.make import listing
 
-from minisend.config import Config, Delivery, Smarthost, Spool
+from minisend.config.sections import Config, Delivery, Smarthost, Spool
 from minisend.delivery import flush as module
 from minisend.delivery.flush import Selection, Summary, background_flush
 from minisend.delivery.slots import SLOTS, take

@@ -10,7 +10,7 @@ import pytest
 import trustme
 from cryptography.hazmat.primitives import serialization
 
-from minisend.config import Delivery, Smarthost
+from minisend.config.sections import Delivery, Smarthost
 from minisend.delivery.tls import mx_trust, smarthost_trust
 from minisend.errors import ConfigError
 from minisend.smtp.handshake import Fault, Trust

@@ -1,4 +1,4 @@
-"""minisend.config.scan: never a result that tomllib would not give, and plain text without tomllib."""
+"""minisend.config.toml.scan: never a result that tomllib would not give, and plain text without tomllib."""
 
 import tomllib
 
@@ -6,7 +6,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from minisend.config import scan
+from minisend.config.toml import scan
 
 _FEW = settings(max_examples=200, deadline=None)
 

@@ -16,7 +16,8 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from minisend.address import check
-from minisend.config import Spool, Submission, SubmissionFacts, load
+from minisend.config.load import load
+from minisend.config.submission import SubmissionFacts
 from minisend.delivery.outgoing import Outgoing
 from minisend.envelope import Envelope
 from minisend.errors import DataError, UsageError
@@ -32,7 +33,16 @@ _ALL = settings.default.max_examples
 _MANY = settings(max_examples=6 * _ALL, suppress_health_check=[HealthCheck.too_slow])
 _PROCESSES = settings(max_examples=_ALL // 2, suppress_health_check=[HealthCheck.too_slow])
 
-_FACTS = SubmissionFacts(None, Spool("/nowhere"), Submission())
+_FACTS = SubmissionFacts(
+    None,
+    "/nowhere",
+    max_message_size=50 << 20,
+    min_free=16 << 20,
+    min_free_inodes=100,
+    sync="group",
+    socket=None,
+    drop=None,
+)
 
 
 def submitted(
@@ -41,7 +51,15 @@ def submitted(
     """Envelope and octets that would be queued; all of a submission but the system calls around it."""
     taken: list[tuple[Envelope, bytes]] = []
 
-    def take(facts: SubmissionFacts, envelope: Envelope, message: "list[bytes]", size: int) -> None:
+    def take(
+        facts: SubmissionFacts,
+        submission: bytes,
+        envelope: Envelope,
+        message: "list[bytes]",
+        size: int,
+        *,
+        later: bool,
+    ) -> None:
         taken.append((envelope, b"".join(message)))
 
     with pytest.MonkeyPatch.context() as patch:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from peers.unpacked import unavailable
 
-from minisend.config import SYSTEM_FILE, SYSTEM_SPOOL
+from minisend.config.files import SYSTEM_FILE, SYSTEM_SPOOL
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from peers.unpacked import unavailable
 
-from minisend.config import KEYS, SYSTEM_SPOOL
+from minisend.config.files import SYSTEM_SPOOL
+from minisend.config.keys import KEYS
 from minisend.spool.layout import (
     ACCOUNT,
     DIRECTORIES,

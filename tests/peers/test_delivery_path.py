@@ -194,8 +194,8 @@ def test_without_a_configuration_of_its_own(
 
     # The machine's own places, put elsewhere: no configuration there, and the queue with the message.
     extra = (
-        "from minisend import config\n"
-        f"config.SYSTEM_FILE, config.SYSTEM_SPOOL = '{tmp_path}/none', '{run_as_user.spool}'\n"
+        "from minisend.config import files\n"
+        f"files.SYSTEM_FILE, files.SYSTEM_SPOOL = '{tmp_path}/none', '{run_as_user.spool}'\n"
     )
     run_as_user.make_due()
     code, said = run(home, [*script(tmp_path, "minisend", extra), "flush"])

@@ -17,7 +17,7 @@ import tempfile
 
 import pytest
 
-from minisend.config import load
+from minisend.config.load import load
 from minisend.delivery.outgoing import Outgoing
 from minisend.envelope import Envelope
 from minisend.message.complete import complete, facts_for

@@ -1,9 +1,11 @@
 """What a submission says when no way took its message."""
 
+import os
+
 import pytest
 from spool.make import MESSAGE, envelope
 
-from minisend.config import Spool, Submission, SubmissionFacts
+from minisend.config.submission import submission_facts
 from minisend.errors import SpoolError
 from minisend.spool import client
 from minisend.submit.handover import hand_over
@@ -22,8 +24,12 @@ def test_an_answer_that_was_lost(tmp_path, monkeypatch, kept, message, drop):
     # Another account's: not the caller's own queue.
     spool = f"{tmp_path}/spool"
     monkeypatch.setattr("minisend.submit.handover.is_own", lambda path: False)
-    ways = Submission(socket="/no.sock", drop=f"{spool}/drop" if drop else None)
-    facts = SubmissionFacts(None, Spool(spool), ways)
+    config = tmp_path / "config.toml"
+    config.write_text(
+        f'[spool]\npath = "{spool}"\n[submission]\nsocket = "/no.sock"\n'
+        + (f'drop = "{spool}/drop"\n' if drop else "drop = false\n")
+    )
+    facts = submission_facts(str(config), {}, os.getuid(), os.geteuid())
     with pytest.raises(SpoolError) as caught:
         hand_over(facts, bytes(16), envelope(), [message], len(message), later=False)
     assert caught.value.exit_code == 75

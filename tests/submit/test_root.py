@@ -17,8 +17,8 @@ MARK = "open({mark!r}, 'a').write(__name__ + '\\n')\n"
 
 # The machine's own configuration and spool, put elsewhere.
 ELSEWHERE = """\
-from minisend import config
-config.SYSTEM_FILE, config.SYSTEM_SPOOL = {file!r}, {spool!r}
+from minisend.config import files
+files.SYSTEM_FILE, files.SYSTEM_SPOOL = {file!r}, {spool!r}
 """
 
 

@@ -10,7 +10,7 @@ import pytest
 from spool.scripted import Scripted
 from spool.system import OURS
 
-from minisend.config import SubmissionFacts
+from minisend.config.submission import SubmissionFacts
 from minisend.envelope import DROP, Envelope, Recipient
 from minisend.errors import SpoolError
 from minisend.spool import client, disk, drop

@@ -12,8 +12,12 @@ from types import SimpleNamespace
 
 import pytest
 
-from minisend import config
-from minisend.config import KEYS, Config, SubmissionFacts, load, submission_facts
+from minisend.config import files
+from minisend.config import machine as machine_names
+from minisend.config.keys import KEYS
+from minisend.config.load import load
+from minisend.config.sections import Config, Delivery, Dns, Limits, Smarthost, Spool, Submission
+from minisend.config.submission import SubmissionFacts, submission_facts
 from minisend.errors import ConfigError
 
 MANUAL = Path(__file__).parents[2] / "man" / "minisend.toml.5"
@@ -26,13 +30,13 @@ as_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: gives files 
 @pytest.fixture(autouse=True)
 def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A machine of its own below tmp_path: no /etc of the real one, no account but root and USER."""
-    for name, path in [
-        ("SYSTEM_FILE", "etc/config.toml"),
-        ("SYSTEM_SPOOL", "var/spool"),
-        ("HOSTS_FILE", "etc/hosts"),
-        ("MAILNAME_FILE", "etc/mailname"),
+    for module, name, path in [
+        (files, "SYSTEM_FILE", "etc/config.toml"),
+        (files, "SYSTEM_SPOOL", "var/spool"),
+        (machine_names, "HOSTS_FILE", "etc/hosts"),
+        (machine_names, "MAILNAME_FILE", "etc/mailname"),
     ]:
-        monkeypatch.setattr(config, name, str(tmp_path / path))
+        monkeypatch.setattr(module, name, str(tmp_path / path))
     (tmp_path / "etc").mkdir()
     (tmp_path / "var/spool").mkdir(parents=True)
     homes = {0: "/root", USER: str(tmp_path / "home")}
@@ -250,7 +254,8 @@ def test_every_key(machine: Path) -> None:
                 "*": (),
             },
         },
-        "smarthost": {
+        "smarthost": SMARTHOST
+        | {
             "hosts": (
                 "a.example",
                 "192.0.2.1",
@@ -261,32 +266,16 @@ def test_every_key(machine: Path) -> None:
             ),
             "port": 2525,
             "tls": "implicit",
-            "srv": "",
             "rate": (30, 60),
             "tls_ca_file": "/ca.pem",
-            "tls_fingerprint": (),
             "tls_cert_file": "/cert.pem",
             "tls_key_file": "/key.pem",
             "tls_min_version": "1.3",
             "tls_verify": False,
             "username": "üser",
-            "password_file": "",
             "password_command": ("pass", "show", "it"),
-            "credential": "",
             "secret_mode_check": False,
             "auth": "plain",
-            "oauth2_provider": "",
-            "oauth2_grant": "refresh",
-            "oauth2_client_id": "",
-            "oauth2_client_secret_file": "",
-            "oauth2_service_account_file": "",
-            "oauth2_tenant": "common",
-            "oauth2_scope": "",
-            "oauth2_token_endpoint": "",
-            "oauth2_device_endpoint": "",
-            "oauth2_auth_endpoint": "",
-            "oauth2_ca_file": "",
-            "oauth2_token_file": "",
         },
         "delivery": {
             "mx_port": 26,
@@ -423,7 +412,7 @@ def test_oauth2(machine: Path, auth: str) -> None:
     ],
 )
 def test_what_makes_it_oauth2(key: str, used: bool) -> None:
-    assert config.Smarthost(("a",), **{key: OAUTH2[key]}).uses_oauth2 is used
+    assert Smarthost(("a",), **{key: OAUTH2[key]}).uses_oauth2 is used
 
 
 DOMAIN = 'expected a domain name in ASCII, such as "host.example.org"'
@@ -900,21 +889,21 @@ def test_via(machine: Path, via: str, expected: tuple[str, str, str, int, str]) 
 def test_sections_have_the_keys_of_the_table() -> None:
     """One attribute for each key, and the class of a section refuses any other."""
     sections = {
-        "spool": config.Spool("/q"),
-        "submission": config.Submission(),
-        "smarthost": config.Smarthost(("a",)),
-        "delivery": config.Delivery(),
-        "dns": config.Dns(),
-        "limits": config.Limits(),
+        "spool": Spool("/q"),
+        "submission": Submission(),
+        "smarthost": Smarthost(("a",)),
+        "delivery": Delivery(),
+        "dns": Dns(),
+        "limits": Limits(),
     }
     for table, section in sections.items():
         names = {row[1] for row in KEYS if row[0] == table}
         if table == "smarthost":
             names = names - {"host"} | {"hosts"}
         assert set(values(section)) == names
-    assert values(config.Smarthost(("a.example",))) == SMARTHOST
+    assert values(Smarthost(("a.example",))) == SMARTHOST
     with pytest.raises(TypeError, match=r"^no such key in \[dns\]: prot$"):
-        config.Dns(prot=1)
+        Dns(prot=1)
 
 
 # -- the manual --------------------------------------------------------------------------------
@@ -1445,18 +1434,21 @@ def test_a_submission_loads_no_module_that_costs(machine: Path) -> None:
     path = write(machine / "c.toml", '# plain\n[spool]\npath = "/q"\n')
     program = (
         "import sys; before = set(sys.modules); sys.path.insert(0, sys.argv[1])\n"
-        "import posix; from minisend.config import submission_facts\n"
+        "import posix; from minisend.config.submission import submission_facts\n"
         "submission_facts(sys.argv[2], posix.environ, 4711, 4711)\n"
         "print(sorted(set(sys.modules) - before))"
     )
-    root = str(Path(config.__file__).parents[1])
+    root = str(Path(files.__file__).parents[2])
     run = subprocess.run(
         [sys.executable, "-IS", "-c", program, root, path],
         capture_output=True,
         text=True,
         check=True,
     )
-    assert run.stdout == "['minisend', 'minisend.config', 'minisend.errors']\n"
+    assert (
+        run.stdout
+        == "['minisend', 'minisend.config', 'minisend.config.files', 'minisend.config.forms', 'minisend.config.keys', 'minisend.config.submission', 'minisend.config.toml', 'minisend.errors']\n"
+    )
 
 
 # -- the spool ---------------------------------------------------------------------------------
@@ -1486,7 +1478,7 @@ def test_default_spool_is_not_chosen_by_an_error(
 ) -> None:
     loop = machine / "loop"
     loop.symlink_to(loop)
-    monkeypatch.setattr(config, "SYSTEM_SPOOL", str(loop))
+    monkeypatch.setattr(files, "SYSTEM_SPOOL", str(loop))
     assert spool_of({}, USER, USER) == str(loop)
 
 

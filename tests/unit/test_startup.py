@@ -43,6 +43,11 @@ ALWAYS = {
     "minisend.__main__",
     "minisend.address",
     "minisend.config",
+    "minisend.config.files",
+    "minisend.config.forms",
+    "minisend.config.keys",
+    "minisend.config.submission",
+    "minisend.config.toml",
     "minisend.envelope",
     "minisend.errors",
     "minisend.spool",
@@ -71,8 +76,8 @@ INTERPRETERS_OWN = {"_signal", "errno", "binascii"}
 
 # The machine's own configuration and spool, put elsewhere.
 NO_CONFIGURATION = """\
-from minisend import config
-config.SYSTEM_FILE, config.SYSTEM_SPOOL = {file!r}, {spool!r}
+from minisend.config import files
+files.SYSTEM_FILE, files.SYSTEM_SPOOL = {file!r}, {spool!r}
 """
 
 
@@ -176,6 +181,15 @@ FLUSH = {
     "minisend.admin.progress",
     "minisend.admin.terminal",
     "minisend.config",
+    "minisend.config.checks",
+    "minisend.config.files",
+    "minisend.config.forms",
+    "minisend.config.keys",
+    "minisend.config.load",
+    "minisend.config.machine",
+    "minisend.config.mistakes",
+    "minisend.config.sections",
+    "minisend.config.toml",
     "minisend.delivery",
     "minisend.delivery.attempt",
     "minisend.delivery.bounce",

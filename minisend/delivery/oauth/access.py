@@ -26,7 +26,7 @@ from minisend.delivery.oauth.failure import Unavailable
 from minisend.delivery.oauth.store import Store, Tokens
 
 if TYPE_CHECKING:
-    from minisend.config import Smarthost
+    from minisend.config.sections import Smarthost
 
 # Who has the lock asks once, for so long; two more may be before us.
 _LOCK_SECONDS = 3 * endpoint.DEADLINE

@@ -15,12 +15,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from minisend.config import smarthost_table, state_directory
+from minisend.config.files import state_directory
+from minisend.config.keys import smarthost_table
 from minisend.delivery.oauth.failure import OAuthError
 from minisend.delivery.secrets import one_line, read_secret
 
 if TYPE_CHECKING:
-    from minisend.config import Smarthost
+    from minisend.config.sections import Smarthost
 
 #: What the file and the login of the [smarthost] table go by, as those of [smarthosts.NAME] go by NAME.
 DEFAULT_NAME = "smarthost"

@@ -25,7 +25,7 @@ from collections.abc import Mapping
 from typing import Any, cast
 from urllib.parse import quote, quote_plus, urlencode, urlsplit
 
-from minisend.config import Smarthost
+from minisend.config.sections import Smarthost
 from minisend.delivery import tls
 from minisend.delivery.oauth.failure import OAuthError, Rejected, Unavailable
 from minisend.errors import ConfigError
