@@ -136,7 +136,7 @@ def flush(
             queue.sweep(now, tombstones=not config.served.drop)
             places, missing = _select(queue, config, selection)
             Destinations(config.spool.path).sweep(now - config.spool.lifetime)
-        parts = workers.shares(places, processes)
+            parts = workers.shares(places, processes, queue.size)
         if len(parts) == 1:
             deliver(places, summary, progress=progress)
         else:

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 #: Messages that make a process worth while: it takes some milliseconds to begin.
 WORTH = 100
+# ... and octets that do: a megabyte takes some milliseconds of a processor.
+_WORTH_OCTETS = 16 * 1024 * 1024
 #: More than these, and the server or the disk is what sets the pace.
 MOST = 4
 
@@ -147,9 +149,17 @@ def processes() -> int:
     return min(len(posix.sched_getaffinity(0)), MOST) if sys.platform == "linux" else 1
 
 
-def shares(places: Sequence[Place], count: int) -> list[Sequence[Place]]:
-    """The places in as many shares as are worth while, at most ``count``, all with messages of any age."""
-    count = max(1, min(count, len(places) // WORTH))
+def shares(
+    places: Sequence[Place], count: int, size: Callable[[Place], int]
+) -> list[Sequence[Place]]:
+    """The places in as many shares as are worth while, at most ``count``, all with messages of any age.
+
+    ``size``  octets of a message's file; asked for where their number is no reason to share them
+    """
+    worth = len(places) // WORTH
+    if worth < count and len(places) > 1:
+        worth += min(len(places), sum(map(size, places)) // _WORTH_OCTETS)
+    count = max(1, min(count, worth))
     return [places[number::count] for number in range(count)]
 
 

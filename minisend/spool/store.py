@@ -529,6 +529,14 @@ class Queue:
                 return Place(state, queue_id)
         return None
 
+    def size(self, place: Place) -> int:
+        """Octets of a file; 0 when it is gone."""
+        try:
+            directory = self.directory(place.state)
+            return posix.stat(place.name, dir_fd=directory, follow_symlinks=False).st_size
+        except (OSError, SpoolError):
+            return 0
+
     def claim(self, place: Place) -> Entry | None:
         """The entry, locked, a torn tail cut off; None when another process has it or it is gone.
 

@@ -128,3 +128,23 @@ def test_one_that_was_killed_before_it_began_keeps_nobody_from_beginning(log: Li
     assert workers.finish(summary)
     assert summary == Summary(delivered=1, stopped=True)
     assert log.lines == [("error", '-: event=worker reason="ended with status 9"')]
+
+
+@pytest.mark.parametrize(
+    ("sizes", "shared"),
+    [
+        ([1000] * 99, [99]),
+        ([1000] * 200, [100, 100]),
+        ([50_000_000] * 3, [2, 1]),
+        ([50_000_000], [1]),
+        ([15 * 2**20, 1000], [2]),
+        ([40 * 2**20, 1000], [1, 1]),
+        ([], [0]),
+    ],
+)
+def test_many_messages_are_shared_and_few_large_ones(sizes, shared):
+    places = [Place("new", f"{number:016x}") for number in range(len(sizes))]
+    size = {place.name: octets for place, octets in zip(places, sizes, strict=True)}
+    parts = module.shares(places, 2, lambda place: size[place.name])
+    assert [len(part) for part in parts] == shared
+    assert sorted(place.name for part in parts for place in part) == [p.name for p in places]
