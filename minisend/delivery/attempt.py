@@ -38,7 +38,7 @@ from minisend.value import Value
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
     from typing import NoReturn, ParamSpec, TypeVar
 
     _Result = TypeVar("_Result")
@@ -413,7 +413,7 @@ class Attempt:
                 # The first attempt decides what it needs of the configuration.
                 entry.keep_facts(outgoing.facts)
             job.room = self._reserve(entry, waiting, 0)
-            job.content = _content(entry, outgoing)
+            job.content = _content(entry, outgoing, self._octets(entry, outgoing))
             if outgoing.hops > _MOST_HOPS:
                 loop = f"too many hops ({outgoing.hops} Received fields): a mail loop"
                 job.give_up(mx.Unroutable(loop, "5.4.6"))
@@ -422,6 +422,16 @@ class Attempt:
         except Exception as exc:  # noqa: BLE001 - as any failure it waits longer each time
             job.give_up(self._bug(entry, exc))
         return job
+
+    def _octets(self, entry: Entry, outgoing: Outgoing) -> Callable[[], Iterable[bytes]]:
+        def octets() -> Iterable[bytes]:
+            if self._run.queue.wary:
+                # Room was had before MAIL; the message before this one may have shown since what that is worth.
+                with self._lock:
+                    entry.confirm_room()
+            return outgoing.octets()
+
+        return octets
 
     def _settle(self, verdicts: list[Verdict]) -> None:
         """Log and record."""
@@ -460,6 +470,8 @@ class Attempt:
             if fresh:
                 entry.record(fresh, self._number if self._counts else entry.attempts)
         except OSError as exc:
+            # What comes next may have been announced to the server already.
+            self._run.queue.wary = True
             if any(map(_is_delivered, outcomes)):
                 _hold(entry, exc)
             # An attempt in which nobody took the message may be made again.
@@ -636,7 +648,7 @@ class Job:
         attempt = self._attempt
 
         def act() -> None:
-            if isinstance(error, (BrokenRecord, OSError, SpoolError, Stopped)):
+            if isinstance(error, (BrokenRecord, NoRoom, OSError, SpoolError, Stopped)):
                 raise error
             self.give_up(attempt._bug(attempt._claimed(), error))
 
@@ -698,10 +710,10 @@ def _hold(entry: Entry, why: OSError) -> NoReturn:
     raise _NotRecorded(text) from why
 
 
-def _content(entry: Entry, outgoing: Outgoing) -> Content:
+def _content(entry: Entry, outgoing: Outgoing, octets: Callable[[], Iterable[bytes]]) -> Content:
     envelope = entry.envelope
     return Content(
-        outgoing.octets,
+        octets,
         size=outgoing.wire_size,
         eight_bit=outgoing.eight_bit,
         header=outgoing.header,

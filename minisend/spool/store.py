@@ -254,16 +254,22 @@ class Entry:
 
         0 is for those who had room, which ``record`` may have had to give up.
 
-        What fits into the last block of the file takes no call: the file has that block, used or not.
+        What fits into the last block of the file takes no call, unless the disk has refused a write before (``Queue.wary``):
+        the file has that block, used or not.
         """
         if recipients or self._short:
             self._make_room(self._reserved + recipients)
+
+    def confirm_room(self) -> None:
+        """Ask for the room anew if the disk has refused a write since it was had; NoRoom as with ``reserve``."""
+        if self._queue.wary:
+            self._make_room(self._reserved)
 
     def _make_room(self, recipients: int) -> None:
         room = OUTCOME_ROOM * recipients + len(self._unwritten)
         before, self._reserved = self._reserved, recipients
         short, self._short = self._short, False
-        if -self.tail_at % self._queue.block >= room:
+        if -self.tail_at % self._queue.block >= room and not self._queue.wary:
             return
         try:
             disk.reserve(self._fd, self.tail_at, room)
@@ -436,6 +442,8 @@ class Queue:
         self._fd = open_queue(spool, create=create)
         self._lock = RLock()
         self.block = disk.block(self._fd)
+        #: The disk has refused to take an outcome: whether it takes the next is to be asked, and not to be counted on.
+        self.wary = False
         self._directories: dict[str, int] = {}
         self.changes = Changes(self.directory, _FORTH, strict=strict_sync)
         self._report = report or (lambda queue_id, text: None)

@@ -37,6 +37,7 @@ from minisend.delivery.destination import Destinations, Down
 from minisend.delivery.flush import Selection, Summary, flush
 from minisend.envelope import DELAYED, FAILED, RELAYED, Envelope, Outcome, Recipient
 from minisend.errors import SpoolError, UsageError
+from minisend.smtp.session import WINDOW
 from minisend.spool import disk
 from minisend.spool.enqueue import new_queue_id
 from minisend.spool.store import Entry, Place, Queue
@@ -184,8 +185,7 @@ class Watched:
     def noting(self, answer: Answer) -> Answer:
         def noted(command: bytes) -> bytes | None:
             if command.startswith(self._heard):
-                self._seam.calls.append("smtp")
-                self._seam.paths.append(command.decode())
+                self._seam.note("smtp", command.decode())
             return answer(command)
 
         return noted
@@ -1907,6 +1907,60 @@ def test_a_delivery_that_the_disk_takes_no_word_of_keeps_its_claim(
         f'{name}: event=held status=4.3.0 reason="delivered to some or all recipients, which cannot be '
         'recorded: Read-only file system; queue/hold: [Errno 30] Read-only file system"',
     )
+
+
+@pytest.mark.parametrize("block", [1, 4096], ids=["reserved", "in the last block"])
+@pytest.mark.parametrize("error", [errno.EROFS, errno.EIO], ids=errno.errorcode.get)
+@pytest.mark.parametrize(
+    ("offered", "most"),
+    [
+        pytest.param((), 1, id="one by one"),
+        pytest.param((b"PIPELINING",), 1, id="PIPELINING"),
+        # So many are sent before the first of them is answered.
+        pytest.param((b"PIPELINING", b"CHUNKING"), WINDOW, id="CHUNKING"),
+    ],
+)
+def test_a_disk_that_takes_nothing_more_stops_what_follows(
+    spool: str,
+    log: Lines,
+    monkeypatch: pytest.MonkeyPatch,
+    offered: tuple[bytes, ...],
+    error: int,
+    block: int,
+    most: int,
+) -> None:
+    """From the end of the third message on: what was in flight goes out again, and nothing else, be it announced or not."""
+    senders = [b"%d@here.test" % number for number in range(1, 21)]
+    for number, sender in enumerate(senders, 1):
+        put(spool, number, ANN, sender=sender)
+    failing = Failing(
+        error, *("pwrite", "unlink", "rename", "ftruncate", "fsync", "posix_fallocate")
+    )
+
+    def answer(command: bytes) -> bytes | None:
+        if command == END_OF_DATA and server.messages[-1].sender == senders[2]:
+            failing.armed = True
+        return None
+
+    with ScriptedServer(answer, keywords=offered) as server:
+        config = configuration(spool, server.port)
+        config.delivery.connections_per_host = 1
+        with monkeypatch.context() as patched:
+            patched.setattr(disk, "block", lambda fd: block)
+            patched.setattr(disk, "posix", Seam(failing))
+            with pytest.raises(SpoolError):
+                flush(config, Selection(), log=log)
+        crashed(spool)
+        before = [message.sender for message in server.messages]
+        summary = flush(config, EVERYTHING, log=log)
+        after = [message.sender for message in server.messages[len(before) :]]
+    assert before == senders[: len(before)]
+    twice = set(before) & set(after)
+    assert senders[2] in twice
+    assert len(twice) <= most
+    assert summary == Summary(tried=len(after), delivered=len(after))
+    assert sorted(after) == sorted({*senders} - ({*before} - twice))
+    assert listing(spool) == {}
 
 
 def test_an_attempt_that_nobody_took_may_be_made_again_when_it_cannot_be_recorded(

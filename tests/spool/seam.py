@@ -2,6 +2,7 @@
 
 import os
 import posix
+import threading
 import traceback
 from collections.abc import Callable
 
@@ -31,6 +32,7 @@ class Seam:
     ) -> None:
         self.calls: list[str] = []
         self.paths: list[str] = []
+        self._lock = threading.Lock()
         self._before = before
         self._after = after
 
@@ -40,9 +42,7 @@ class Seam:
             return real
 
         def call(*arguments: object, **keywords: object) -> object:
-            self.calls.append(name)
-            self.paths.append(_path(arguments[0], keywords))
-            number = len(self.calls)
+            number = self.note(name, _path(arguments[0], keywords))
             if self._before is not None:
                 self._before(number, name)
             done = False
@@ -55,6 +55,13 @@ class Seam:
             return result
 
         return call
+
+    def note(self, name: str, path: str) -> int:
+        """One more of them, or of what happened between two; its number.  Any thread may call it."""
+        with self._lock:
+            self.calls.append(name)
+            self.paths.append(path)
+            return len(self.calls)
 
     def about(self, *names: str) -> list[tuple[str, str]]:
         """Name and path of the calls with these names."""
