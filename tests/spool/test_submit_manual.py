@@ -132,7 +132,7 @@ def test_the_limits():
         f"the whole message, at most {handover._KEPT_OCTETS} octets,",
         f"up to {service.MOST_OF_ONE} connections open",
         f"User ids from {service._DYNAMIC[0]} to {service._DYNAMIC[-1]},",
-        f"and {service._NOBODY} are another's tomorrow",
+        f"and {service.OVERFLOW_UID} are another's tomorrow",
     ],
 )
 def test_what_is_said_in_the_text(sentence):
