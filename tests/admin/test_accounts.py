@@ -5,8 +5,8 @@ import socket
 
 from spool.served import GREETING, ID, WHOLE, Recorded
 
-from minisend import config as configuration
 from minisend.admin import serving
+from minisend.config.load import load
 from minisend.delivery.flush import Stop
 from minisend.delivery.pickup import Pickup
 from minisend.spool import listener
@@ -39,7 +39,7 @@ def test_the_messages_of_this_hour(tmp_path):
         f'[submission]\nsocket = "{tmp_path}/run/s"\ndrop = "{tmp_path}/drop"\n'
         "[limits]\nrate_per_uid = 1\n"
     )
-    config = configuration.load(str(file), {}, os.getuid(), os.geteuid())
+    config = load(str(file), {}, os.getuid(), os.geteuid())
     assert accept(config, WHOLE + b"ACK\n").startswith(GREETING + b"OK ")
     # minisend flush looks at the drop, too, and counts by the same clock.
     assert Pickup(config, Recorded()).run() is not None
