@@ -1,6 +1,7 @@
 """What every test directory shares: the hypothesis profiles and a queue of its own for each test."""
 
 import os
+import signal
 
 import pytest
 from hypothesis import settings
@@ -8,6 +9,13 @@ from hypothesis import settings
 settings.register_profile("dev", max_examples=50, deadline=None)
 settings.register_profile("ci", max_examples=200, deadline=None)
 settings.load_profile("ci" if os.environ.get("CI") else "dev")
+
+# Started in the background or by nohup, this process ignores signals, and so would every program that it starts.
+for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
+    if signal.getsignal(number) is signal.SIG_IGN:
+        signal.signal(
+            number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL
+        )
 
 
 @pytest.fixture
