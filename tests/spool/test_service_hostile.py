@@ -165,7 +165,7 @@ def test_who_is_over_a_limit_does_not_have_the_queue_counted_all_the_time(queue,
 
     monkeypatch.setattr(service, "count", count)
     monkeypatch.setattr(service.time, "monotonic", lambda: clock[0])
-    accounts = service._Accounts(queue, Usage(messages=0, octets=0, rate=1, clock=lambda: clock[0]))
+    accounts = service.Accounts(queue, Usage(messages=0, octets=0, rate=1, clock=lambda: clock[0]))
     assert accounts.admit(1, 1) is None
     for _ in range(40):
         assert accounts.admit(1, 1) is not None
