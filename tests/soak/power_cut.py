@@ -12,7 +12,7 @@ nothing, whole; what is recorded as delivered was delivered; what is waiting alt
 than the window that minisend-spool(5) names.  Then it is flushed, so that everybody has what is theirs.
 
 An ext4 with fast_commit now and then refuses to be mounted after a cut ("journal recovery failed"), whoever wrote to it:
-its replay of fast commits is at fault, and such a copy says nothing of messages.  It is counted, and most must not be such.
+its replay of fast commits is at fault, and such a copy says nothing of messages.  It is counted, and not all may be such.
 
 Limits: the device loses nothing that it was given, in whatever order; a disk with a cache that lies is another matter.
 """
@@ -421,8 +421,7 @@ class Machine:
     def _check(self, cut: Cut, found: Found) -> None:
         name = cut.image.name
         disk = FileSystem(self.kind, cut.image, self.directory / f"{name}.mounted")
-        second = Sink(time.monotonic, second=True)
-        with disk, second.server:
+        with disk, (second := Sink(time.monotonic, second=True)).server:
             program = self._installation(f"{name}.program", disk.at / "var/mail", second)
             queued = self._look(cut, str(program.spool), found)
             for number in sorted(cut.accepted):
