@@ -314,13 +314,13 @@ def _summary_line(summary: "Summary", selection: "Selection", spool: str) -> str
 
 def _nothing_tried(selection: "Selection", spool: str) -> str:
     """Why nothing was tried: the queue is empty, nothing in it was meant, or all that is in it waits."""
-    from minisend.admin.listing import clock, open_queue
+    from minisend.admin.listing import clock, open_queue, places
 
     queue = open_queue(spool)
     if queue is None:
         return "nothing to deliver: the queue is empty"
     with queue:
-        due = sorted(place.due for place in queue.places("new", "cur"))
+        due = sorted(place.due for state in ("new", "cur") for place in places(queue, state))
     if not due:
         return "nothing to deliver: the queue is empty"
     if selection.domain or selection.id_part or selection.sender_part or selection.recipient_part:

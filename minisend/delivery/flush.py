@@ -160,13 +160,17 @@ def flush(
 
 
 def open_queue(config: Config, summary: Summary, log: Log) -> Queue:
-    """The queue of a run, whose broken files are counted and logged.  Raises SpoolError."""
+    """The queue of a run, whose broken files are counted and logged.  Raises SpoolError.
+
+    Made whole where the first submission is just making it.
+    """
 
     def report(queue_id: str, text: str) -> None:
         summary.broken += 1
         log.error(line(queue_id, event="broken", reason=text))
 
-    return Queue(config.spool.path, strict_sync=config.spool.sync == "each", report=report)
+    strict = config.spool.sync == "each"
+    return Queue(config.spool.path, strict_sync=strict, report=report, create=True)
 
 
 def _exists(path: str) -> bool:

@@ -16,7 +16,6 @@ Source: DESIGN section 3.
 """
 
 import heapq
-import os
 import time
 
 from minisend.config.sections import Config
@@ -26,7 +25,6 @@ from minisend.delivery.lanes import Lanes
 from minisend.delivery.pickup import Pickup
 from minisend.errors import SpoolError
 from minisend.log import Log, line
-from minisend.spool.place import open_queue as make_queue
 from minisend.spool.store import Place, Queue
 from minisend.spool.trigger import EVERYTHING, SUBMISSION, Trigger, poke
 
@@ -52,8 +50,7 @@ def serve(
     summary = Summary()
     path = config.spool.path
     try:
-        # A submission that comes before any other finds us by the FIFO in it.
-        os.close(make_queue(path, create=True))
+        # It is made where it is missing: a submission that comes before any other finds us by the FIFO in it.
         with open_queue(config, summary, log) as queue:
             log.info(line("-", event="serving", spool=path))
             while _Service(config, queue, log, summary, stop, ingest).work(exit_idle):

@@ -40,6 +40,7 @@ from minisend.errors import SpoolError, UsageError
 from minisend.smtp.session import WINDOW
 from minisend.spool import disk
 from minisend.spool.enqueue import new_queue_id
+from minisend.spool.place import STATES
 from minisend.spool.store import Entry, Place, Queue
 
 ROOT = Path(__file__).parents[2]
@@ -1553,6 +1554,16 @@ def test_exit_codes(summary: Summary, code: int) -> None:
 def test_no_queue_is_an_empty_queue(spool: str, log: Lines) -> None:
     assert flush(configuration(spool, 25), Selection(), log=log) == Summary()
     assert not os.path.exists(spool)
+
+
+@pytest.mark.parametrize("made", range(len(STATES)))
+def test_a_queue_that_a_submission_is_making(spool: str, log: Lines, made: int) -> None:
+    os.makedirs(f"{spool}/queue")
+    for state in STATES[:made]:
+        os.mkdir(f"{spool}/queue/{state}")
+    assert flush(configuration(spool, 25), Selection(), log=log) == Summary()
+    assert sorted(os.listdir(f"{spool}/queue")) == sorted(STATES)
+    assert log.lines == []
 
 
 # -- files that are not as they should be
