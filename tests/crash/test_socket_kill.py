@@ -17,7 +17,7 @@ pytestmark = [
 def test_storm(of):
     seed = random.randrange(1 << 32)
     with Installed() as system:
-        counts = Storm(system, clients=4, of=of, seed=seed).run(rounds=500, seconds=6)
+        counts = Storm(system, clients=4, of=of, seed=seed).run(rounds=500, seconds=6, least=3)
     # pytest shows it for a test that fails.
     print(seed, counts, sep="\n")
     assert counts.met >= 3

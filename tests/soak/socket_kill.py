@@ -79,8 +79,8 @@ class Storm:
     def large(self, number: int) -> bool:
         return number % _LARGE_EACH == 0
 
-    def run(self, rounds: int, seconds: float = 1e9) -> Counts:
-        """So many rounds, or as many as there is time for."""
+    def run(self, rounds: int, seconds: float = 1e9, *, least: int = 0) -> Counts:
+        """So many rounds, or as many as there is time for; for ``least`` who were killed while at work there always is."""
         end = time.monotonic() + seconds
         self._listening = self.system.listen() if self.of == "activated" else None
         self._start()
@@ -89,7 +89,7 @@ class Storm:
             self.round(number, kill=False)
             self._took = time.monotonic() - began
         for number in range(3, 3 + rounds):
-            if time.monotonic() > end:
+            if time.monotonic() > end and self.counts.met >= least:
                 break
             self.round(number)
         self._service.end()
