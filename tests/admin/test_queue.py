@@ -309,20 +309,20 @@ def test_rows_are_written_as_files_are_read(crafted, monkeypatch, command):
     assert happened == ["read", "write", "read", "read", "write", "read", "write"]
 
 
-def down(crafted, name, reason):
+def down(crafted, name, reason, at=NOW - 60):
     Destinations(str(crafted.path)).put(
         name,
         Down(
             since=NOW - 600,
             failures=2,
-            counted=(NOW - 600, NOW - 60),
+            counted=(NOW - 600, at),
             until=int(NOW) + 2100,
             status="4.4.1",
             reason=reason,
             remote_mta="mx.example.net[192.0.2.1]:25",
             diagnostic="",
             command="",
-            at=NOW - 60,
+            at=at,
         ),
     )
 
@@ -412,6 +412,41 @@ def test_show_says_which_destination_is_down(put_off, capfd):
         ("not tried yet", ""),
         ("deferred", "4.4.1"),
     ]
+
+
+@pytest.mark.parametrize(
+    ("outcome_at", "until", "told"),
+    [
+        pytest.param(NOW - 120, NOW + 2100, True, id="put off"),
+        pytest.param(NOW - 120, NOW - 5, True, id="to be put off when its time has come"),
+        pytest.param(NOW - 30, NOW + 2100, False, id="tried since"),
+        pytest.param(NOW - 120, NOW + 9000, False, id="has a wait of its own"),
+    ],
+)
+def test_who_was_put_off_since_the_last_attempt_is_told_why(
+    crafted, queue, refused, outcome_at, until, told
+):
+    """Not what was wrong then and has been mended."""
+    crafted.add("0000000000000001", recipients=(b"a@example.net",))
+    outcome = refused(0)
+    outcome.at = outcome_at
+    crafted.attempt("0000000000000001", [outcome], until=until)
+    down(crafted, "example.net", DOWN)
+    down(crafted, "example.org", "something else", at=NOW - 10)
+    reason = json.loads(queue("--json"))["recipients"][0]["delay_reason"]
+    assert reason == (DOWN if told else outcome.reason)
+
+
+def test_the_rate_is_no_reason_for_who_was_tried(crafted, queue, refused):
+    with crafted.config.open("a") as config:
+        config.write('[smarthost]\nhost = "192.0.2.1"\nrate = "1/m"\n')
+    crafted.add("0000000000000001", recipients=(b"a@example.net",))
+    outcome = refused(0)
+    outcome.at = NOW - 120
+    crafted.attempt("0000000000000001", [outcome], until=NOW - 5)
+    down(crafted, "example.net", DOWN)
+    reason = json.loads(queue("--json"))["recipients"][0]["delay_reason"]
+    assert reason == outcome.reason
 
 
 @pytest.mark.parametrize("state", ["hold", "new"])
