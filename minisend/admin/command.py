@@ -51,6 +51,8 @@ def main(arguments: list[str], config_file: str | None) -> int:
     from minisend.admin.arguments import parser
 
     asked = parser().parse_args(arguments)
+    if asked.command is None:
+        raise UsageError("expected a command (got nothing): see minisend --help")
     try:
         return _COMMANDS[asked.command](asked, config_file)
     except BrokenPipeError:
@@ -240,7 +242,8 @@ def flush_once(
 ) -> int:
     """Deliver the selected messages, with a bar on a terminal and a line at the end.  Returns the exit code.
 
-    ``verbose``  the dialogue with each server, on standard error in place of the bar
+    What keeps a destination from being reached is said on standard error, before that line.
+    ``verbose``  the dialogue with each server, there in place of the bar
     """
     from minisend.admin.progress import Progress
     from minisend.delivery.flush import Stop, flush
@@ -255,6 +258,7 @@ def flush_once(
     log = Log(syslog=True, stderr=False, fallback=not quiet)
     # Lines on standard error show the progress themselves, and would be written into the bar.
     bar = Progress("flushing", shown=not quiet and not verbose and not log.on_stderr)
+    began = time.time()
     with _EndingOnSignals(stop), bar as progress:
         summary = flush(
             config,
@@ -267,10 +271,22 @@ def flush_once(
         )
     if not quiet:
         try:
+            if summary.deferred and not log.on_stderr:
+                _say_what_is_down(config.spool.path, began)
             write(1, _summary_line(summary, selection, config.spool.path) + "\n")
         except BrokenPipeError:
             pass
     return summary.exit_code
+
+
+def _say_what_is_down(spool: str, since: float) -> None:
+    """The destinations that were tried in vain since then, and why, on standard error."""
+    from minisend.admin.terminal import printable
+    from minisend.delivery.destination import Destinations
+
+    for name, down in Destinations(spool).all():
+        if down.at >= since:
+            write(2, f"{printable(name)}: {printable(down.reason)}\n")
 
 
 def _flush_served(selection: "Selection", socket: str, *, quiet: bool) -> int:

@@ -296,5 +296,5 @@ def _recipient(listed: Listed, entry: Entry, index: int) -> dict[str, str]:
 
 
 def _unfolded(value: bytes) -> bytes:
-    """RFC 5322 section 2.2.3: without the line ends, which white space follows."""
-    return value.replace(b"\n", b"").strip()
+    """RFC 5322 section 2.2.3: without the line ends, which white space follows; a tab is a space."""
+    return value.replace(b"\n", b"").replace(b"\t", b" ").strip()

@@ -15,8 +15,9 @@ With --json each event is one object on a line:
     source     "queue", "journal" or the name of a file
     event      "arrived", an RFC 3464 Action of an attempt, or the event of a log line: "failure report", "postponed", ...
     queue_id   the message's
-    other keys of the log line as they stand there: from, to, relay, delay, dsn, reason, report, ...; for what the queue file
-    tells also attempt, command, diagnostic, and with "arrived" recipients, size, uid, state, next_attempt
+    other keys of the log line: from, to, relay, delay, dsn, reason, report, ...; for what the queue file tells also attempt,
+    command, diagnostic, and with "arrived" recipients, size, uid, state, next_attempt.  A number is one (delay: seconds),
+    wherever it comes from
 
 An outcome that both the queue file and a log tell is shown once, as the queue file has it.
 
@@ -67,6 +68,11 @@ _SHOWN = {
     *("attempt", "command", "state", "next_attempt"),
 }
 _INDENT = " " * 17
+# What is a number, also where a log has it as text.
+_NUMBERS = {
+    **dict.fromkeys(("attempt", "claimed_uid", "next_attempt", "nrcpt", "size", "uid"), int),
+    "delay": float,
+}
 
 
 class NothingFound(MinisendError):
@@ -106,7 +112,7 @@ def show_story(spool: str, queue_id: str, *, as_json: bool) -> int:
     looked += logs
     events = sorted([*told, *_without(logged, told, listed)], key=lambda event: event.at)
     if not events and listed is None:
-        raise NothingFound(f"{printable(queue_id)}: not found in {', '.join(looked)}")
+        raise NothingFound(f"{printable(queue_id)}: not found: looked at {', '.join(looked)}")
     if as_json:
         for event in events:
             write(1, json.dumps(_as_object(queue_id, event)) + "\n")
@@ -341,8 +347,17 @@ def _as_object(queue_id: str, event: Event) -> dict[str, Any]:
         "source": event.source,
         "event": event.what,
         "queue_id": printable(queue_id),
-        **event.facts,
+        **{key: _number(key, value) for key, value in event.facts.items()},
     }
+
+
+def _number(key: str, value: Any) -> Any:
+    """``value`` as a number, if it is to be one and can be."""
+    form = _NUMBERS.get(key)
+    try:
+        return value if form is None or value is None else form(value)
+    except ValueError:
+        return value  # of a line that somebody else has logged
 
 
 def _page(

@@ -10,7 +10,9 @@ import minisend
 from minisend.admin import command
 from minisend.admin.command import main
 from minisend.delivery import flush as engine
+from minisend.delivery.destination import Destinations, Down
 from minisend.errors import PermissionDenied, UsageError
+from minisend.log import Log
 
 NOW = 1795440600.0
 CHECKOUT = Path(minisend.__file__).parents[1]
@@ -19,7 +21,10 @@ CHECKOUT = Path(minisend.__file__).parents[1]
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ([], "the following arguments are required: COMMAND"),
+        ([], "expected a command (got nothing): see minisend --help"),
+        (["--what"], "unrecognized arguments: --what"),
+        (["queue", "-C", "x.toml"], "-C FILE comes first: minisend -C FILE COMMAND"),
+        (["queue", "-Cx.toml"], "-C FILE comes first: minisend -C FILE COMMAND"),
         (["flsh"], "invalid choice: 'flsh'"),
         (["flush", "--al"], "unrecognized arguments: --al"),
         (["flush", "--recipient"], "argument --recipient: expected one argument"),
@@ -134,6 +139,29 @@ def flushed(crafted, monkeypatch, capfd):
 def test_summary_line_and_exit_code(flushed, counts, code, line):
     assert flushed(engine.Summary(**counts)) == (code, line + "\n", "", engine.Selection())
     assert flushed(engine.Summary(**counts), "--quiet") == (code, "", "", engine.Selection())
+
+
+def test_what_is_down_is_said(flushed, crafted, monkeypatch):
+    """Of this run; and not where the log says it, nor with --quiet."""
+    down = Down(
+        *(NOW, 0, (), int(NOW) + 300, "4.3.5", "password_file: cannot be opened", "", "", "", NOW)
+    )
+    crafted.add("0000000000000001")
+    destinations = Destinations(str(crafted.path))
+    destinations.put("shop:[smtp.example.org]:587", down)
+    destinations.put("[smtp.example.org]:587", down.but(at=NOW - 1, reason="of an earlier run"))
+    waits = engine.Summary(tried=1, deferred=1)
+    said = "shop:[smtp.example.org]:587: password_file: cannot be opened\n"
+    for on_stderr, arguments, expected in (
+        (False, (), said),
+        (False, ("-v",), said),
+        (False, ("--quiet",), ""),
+        (True, (), ""),
+    ):
+        monkeypatch.setattr(Log, "on_stderr", on_stderr)
+        assert flushed(waits, *arguments)[2] == expected
+    monkeypatch.setattr(Log, "on_stderr", False)
+    assert flushed(engine.Summary(tried=1, delivered=1))[2] == ""
 
 
 @pytest.mark.parametrize(
