@@ -161,7 +161,7 @@ def _setup(asked: "Namespace", config_file: str | None) -> int:
 
 
 def _doctor(asked: "Namespace", config_file: str | None) -> int:
-    from minisend.admin.doctor import doctor
+    from minisend.admin.doctor.report import doctor
 
     return doctor(config_file, as_json=asked.json)
 

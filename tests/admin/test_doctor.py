@@ -11,7 +11,7 @@ import threading
 import pytest
 from admin.system import ALICE, HOSTNAME
 
-from minisend.admin import doctor as module
+from minisend.admin.doctor import machine, queue, report
 from minisend.admin.command import main
 from minisend.spool.layout import ACCOUNT, DIRECTORIES, UNITS
 
@@ -592,10 +592,10 @@ def own(crafted, capfd, monkeypatch, tmp_path):
     made.parent.mkdir()
     made.touch()
     os.utime(made, (86400, 86400))
-    monkeypatch.setattr(module.minisend, "__file__", str(made))
-    monkeypatch.setattr(module.accounts, "find", lambda: None)
-    monkeypatch.setattr(module, "BOOTED", "/nonexistent")
-    monkeypatch.setattr(module, "_sendmail", lambda: iter(()))
+    monkeypatch.setattr(machine.minisend, "__file__", str(made))
+    monkeypatch.setattr(report.accounts, "find", lambda: None)
+    monkeypatch.setattr(queue, "BOOTED", "/nonexistent")
+    monkeypatch.setattr(machine, "_sendmail", lambda: iter(()))
 
     def run():
         code = main(["doctor"], str(crafted.config))
@@ -675,7 +675,7 @@ def test_dnspython(crafted, own, monkeypatch, there):
     monkeypatch.setattr(
         importlib.util, "find_spec", lambda name: (there or None) if name == "dns" else find(name)
     )
-    monkeypatch.setattr(module.shutil, "which", lambda name, **_: None)
+    monkeypatch.setattr(machine.shutil, "which", lambda name, **_: None)
     code, found = own()
     [row] = [row for row in found if row[1] == "dns"]
     if there:
@@ -697,8 +697,8 @@ def test_clock(crafted, own, no_dns):
 def test_foreign_sendmail(crafted, capfd, monkeypatch, tmp_path):
     foreign = tmp_path / "sendmail"
     foreign.write_text("#!/bin/sh\n")
-    monkeypatch.setattr(module, "_CALLED", (str(foreign),))
-    monkeypatch.setattr(module.shutil, "which", lambda name, **_: None)
-    assert [(c.state, c.what, c.text) for c in module._sendmail()] == [
+    monkeypatch.setattr(machine, "_CALLED", (str(foreign),))
+    monkeypatch.setattr(machine.shutil, "which", lambda name, **_: None)
+    assert [(c.state, c.what, c.text) for c in machine._sendmail()] == [
         ("warn", str(foreign), f"is not minisend's: {foreign}")
     ]
