@@ -9,10 +9,13 @@ import subprocess
 import threading
 
 import pytest
-from admin.system import ALICE, HOSTNAME
+from admin.system import ALICE, HOSTNAME, ROOT
 
-from minisend.admin.doctor import machine, queue, report
 from minisend.admin.command import main
+from minisend.admin.doctor import machine, queue, report
+from minisend.config.load import load
+from minisend.delivery.oauth.client import Client
+from minisend.delivery.oauth.store import Store, Tokens
 from minisend.spool.layout import ACCOUNT, DIRECTORIES, UNITS
 
 SPOOL = "/var/spool/minisend"
@@ -304,6 +307,23 @@ FAULTS = {
             f"chown root:minisend {SECRET} && chmod 640 {SECRET}",
         ),
     ),
+    "secret missing": (
+        lambda system: (system.root / SECRET[1:]).unlink(),
+        (
+            "[smarthost] password_file",
+            f"{SECRET}: cannot be opened: No such file or directory: "
+            "the user that runs the deliveries must be able to read it",
+            f"install -g minisend -m 640 /dev/stdin {SECRET}",
+        ),
+    ),
+    "secret empty": (
+        lambda system: (system.root / SECRET[1:]).write_text(""),
+        (
+            "[smarthost] password_file",
+            f"{SECRET}: empty: expected the password",
+            f"install -g minisend -m 640 /dev/stdin {SECRET}",
+        ),
+    ),
     "no host name": (
         set_hostname("localhost"),
         (
@@ -444,7 +464,7 @@ def booted(well):
     well.write("etc/active", "".join(f"{unit}\n" for unit in UNITS))
     well.write(
         "usr/local/bin/systemctl",
-        "#!/bin/sh\nshift\ncode=0\n"
+        '#!/bin/sh\n[ "$1" != cat ] || exec cat /etc/unit\nshift\ncode=0\n'
         'for unit; do if grep -qx "$unit" /etc/active; then echo active; else echo inactive; code=3; fi; done\n'
         "exit $code\n",
         0o755,
@@ -529,6 +549,62 @@ def test_a_secret_that_an_ordinary_user_can_read(well):
             )
         ],
     )
+
+
+def test_a_configuration_that_nobody_delivers_by(well):
+    """One of a user's own says how they hand mail over, and no more."""
+    file = "/etc/alice.toml"
+    well.write(file[1:], '[smarthost]\nhost = "smtp.example.net"\n')
+    well.mounts = f"export MINISEND_CONFIG={file}"
+    for uid, place in ((ALICE, "queue"), (0, "/run/minisend/submit.sock")):
+        expected = usual(well)
+        names = [row[1] for row in expected]
+        expected[0] = ("ok", "configuration", file, "")
+        if uid:
+            at = names.index("queue")
+            expected[at : at + 3] = [
+                ("-", "queue", "only root and minisend may look into it", ""),
+                ("ok", "[smarthost] password_file", f"{SECRET}: uid {ALICE} cannot read it", ""),
+            ]
+        text = f"of {file} the delivery knows nothing: it reads /etc/minisend/config.toml"
+        row = ("warn", "configuration", text, "")
+        expected.insert(names.index(place) + 1, row)
+        assert doctor(well, uid=uid) == (0, expected)
+
+
+CREDENTIAL = """\
+[smarthost]
+host = "smtp.example.org"
+username = "user"
+credential = "mail"
+"""
+
+
+@pytest.mark.parametrize(
+    ("unit", "given"),
+    [
+        ("[Service]\nLoadCredential=mail:/etc/secret\n", True),
+        ("[Service]\nLoadCredentialEncrypted=mail\n", True),
+        ("[Service]\n#LoadCredential=mail:/etc/secret\nLoadCredential=mailer:/x\n", False),
+    ],
+)
+def test_a_credential(booted, unit, given):
+    """Only the service sees it; whether it does, its unit says."""
+    booted.write("etc/minisend/config.toml", CREDENTIAL)
+    booted.write("etc/unit", unit)
+    code, found = doctor(booted)
+    name = "minisend-deliver.service"
+    row = (
+        ("ok", "[smarthost] credential", f"mail: {name} is given it", "")
+        if given
+        else (
+            *("fail", "[smarthost] credential"),
+            f"mail: {name} is not given it: it needs LoadCredential=mail:/path/to/secret",
+            f"systemctl edit {name}",
+        )
+    )
+    assert [row for row in found if "credential" in row[1]] == [row]
+    assert code == int(not given)
 
 
 def test_configuration_that_is_wrong(well):
@@ -667,6 +743,46 @@ def test_secret_of_ones_own(crafted, own, tmp_path):
     assert ("-", "[smarthosts.unit] credential", "mail: only the service sees it", "") in found
 
 
+def test_tokens(crafted, own, tmp_path):
+    """Of a smarthost that wants a login; whose the file is and what else is wrong with it is the store's to say."""
+    file = tmp_path / "tokens" / "shop.json"
+    with crafted.config.open("a") as config:
+        config.write(
+            f"""[smarthost]
+host = "127.0.0.1"
+[smarthosts.shop]
+host = "127.0.0.1"
+username = "ann"
+oauth2_provider = "google"
+oauth2_client_id = "id"
+oauth2_token_file = "{file}"
+[smarthosts.robot]
+host = "127.0.0.1"
+username = "robot"
+oauth2_provider = "microsoft365"
+oauth2_grant = "client_credentials"
+oauth2_client_id = "id"
+oauth2_tenant = "example.org"
+oauth2_client_secret_file = "/dev/null"
+"""
+        )
+    what, command = "[smarthosts.shop] oauth2", "minisend login shop"
+    rows_of = lambda found: [row for row in found if row[1].endswith(" oauth2")]  # noqa: E731
+    missing = ("fail", what, f"no tokens of ann in {file}", command)
+    assert rows_of(own()[1]) == [missing]
+    config = load(str(crafted.config), {}, os.geteuid(), os.geteuid())
+    client = Client(config.smarthosts["shop"], "shop", {}, os.geteuid())
+    with Store(str(file), os.geteuid(), create=True) as store, store.replacement() as replacement:
+        store.write(replacement, Tokens("a", "r", 0, 0), {**client.binding(), "account": "bob"})
+    assert rows_of(own()[1]) == [missing]
+    with Store(str(file), os.geteuid(), create=True) as store, store.replacement() as replacement:
+        store.write(replacement, Tokens("a", "r", 0, 0), client.binding())
+    assert rows_of(own()[1]) == [("ok", what, f"tokens of ann are in {file}", "")]
+    file.chmod(0o644)
+    [row] = rows_of(own()[1])
+    assert (row[0], row[3], "lets others in" in row[2]) == ("fail", command, True)
+
+
 @pytest.mark.parametrize("there", [True, False])
 def test_dnspython(crafted, own, monkeypatch, there):
     import importlib.util
@@ -692,6 +808,42 @@ def test_clock(crafted, own, no_dns):
         code, found = own()
     text = "TIME: before this program was made; mail waits or expires at the wrong time"
     assert (code, failed(found)) == (1, [("clock", text, "timedatectl set-ntp true")])
+
+
+@pytest.mark.parametrize("whose", ["root's", "a user's", "nobody's"])
+def test_no_sendmail(monkeypatch, tmp_path, whose):
+    """A link of the system's never leads to what a user can replace."""
+    missing = "/nonexistent/sbin/sendmail"
+    directory = tmp_path / "bin"
+    ours = directory / "sendmail"
+    if whose != "nobody's":
+        directory.mkdir()
+        ours.write_text("#!/bin/sh\n")
+    stat = os.stat
+
+    def owned(path, **options):
+        fields = list(stat(path, **options))
+        fields[4] = 0 if whose == "root's" else 1000
+        return os.stat_result(fields)
+
+    monkeypatch.setattr(machine.os, "stat", owned)
+    monkeypatch.setattr(machine, "_CALLED", (missing,))
+    monkeypatch.setattr(
+        machine.shutil,
+        "which",
+        lambda name, **_: str(directory / name) if name == "minisend" else None,
+    )
+    [check] = machine._sendmail()
+    install = f"sh {ROOT}/packaging/install"
+    text = "there is none, and most programs call it"
+    assert (check.state, check.what, check.text, check.command) == (
+        *("warn", missing),
+        *{
+            "root's": (text, f"ln -s {ours} {missing}"),
+            "a user's": (f"{text}: tell those of yours to call {ours}", ""),
+            "nobody's": (text, install),
+        }[whose],
+    )
 
 
 def test_foreign_sendmail(crafted, capfd, monkeypatch, tmp_path):

@@ -475,7 +475,9 @@ def test_a_journal_that_does_not_answer(crafted, logs, monkeypatch):
 
 def test_a_queue_that_cannot_be_read(crafted, logs, told):
     crafted.path.write_text("no directory")
-    with pytest.raises(story.NothingFound, match=r"not found: looked at the queue \(.*Not a directory\)"):
+    with pytest.raises(
+        story.NothingFound, match=r"not found: looked at the queue \(.*Not a directory\)"
+    ):
         main(["log", ID], str(crafted.config))
     logs.journal(record(NOW, line(ID, event="kept")))
     assert told(ID) == f"Message {ID}\nNov 23 13:30:00  kept\n"

@@ -65,13 +65,27 @@ def _sendmail() -> Checks:
     for path in found:
         if not os.path.exists(path):
             if path == _CALLED[0]:
-                ours = f"{os.path.dirname(shutil.which('minisend') or '/usr/local/bin/')}/sendmail"
-                text = "there is none, and most programs call it"
-                yield Check(WARN, path, text, f"ln -s {ours} {path}")
+                yield Check(WARN, path, *_missing(path))
         elif _is_ours(path):
             yield Check(OK, path, "is minisend's")
         else:
             yield Check(WARN, path, f"is not minisend's: {os.path.realpath(path)}")
+
+
+def _missing(path: str) -> tuple[str, str]:
+    """What is said of a name that programs call and that leads nowhere, and what repairs it."""
+    text = "there is none, and most programs call it"
+    directory = os.path.dirname(shutil.which("minisend") or "/usr/local/bin/minisend")
+    ours = f"{directory}/sendmail"
+    try:
+        owner = os.stat(ours).st_uid
+    except OSError:
+        install = os.path.dirname(os.path.dirname(minisend.__file__)) + "/packaging/install"
+        return text, f"sh {install}" if os.path.exists(install) else ""
+    if owner:
+        # All programs of the machine would run what one user may replace.
+        return f"{text}: tell those of yours to call {ours}", ""
+    return text, f"ln -s {ours} {path}"
 
 
 def _is_ours(path: str) -> bool:

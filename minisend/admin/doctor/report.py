@@ -68,7 +68,7 @@ def _all(config_file: str | None) -> Checks:
             yield Check(OK, "system", "no queue for all users here", queue.SETUP)
         yield from queue.look(config)
         yield from queue.check_room(config.spool.path, config)
-        yield from secrets.look(config, os.environb, "chmod 600 {}")
+        yield from secrets.look(config, os.environb, secrets.OWN)
         yield queue.check_served(is_served(config.spool.path), ["--user"], ["minisend.timer"])
     yield machine.check_hostname(config)
     yield from machine.check_dnspython(config)

@@ -41,27 +41,45 @@ def look(config: Config, config_file: str | None, account: Account | None) -> Ch
     if config.submission.drop is not None and _device(DROP) != _device(SYSTEM_SPOOL):
         yield from queue.check_room(config.submission.drop, config)
     yield _socket(config.submission.socket)
+
+    def read() -> Config:
+        # As the service has it: nothing of the caller's environment.
+        return load(config_file, {}, account.uid, account.uid)
+
     if os.geteuid() in (0, account.uid):
 
         def look() -> Checks:
-            # As the service has it: nothing of the caller's environment.
             try:
-                own = load(config_file, {}, account.uid, account.uid)
+                own = read()
             except ConfigError as exc:
                 yield Check(FAIL, "configuration", f"for {ACCOUNT}: {exc}")
                 return
+            yield from _is_what_is_read(config, own)
             yield from queue.look(own)
             if own.submission.drop is not None:
                 yield from _waiting_in_drop(f"{own.submission.drop}/new")
-            yield from secrets.look(own, {}, f"chown root:{ACCOUNT} {{0}} && chmod 640 {{0}}")
+            yield from secrets.look(own, {}, secrets.SYSTEM)
             yield queue.check_served(is_served(SYSTEM_SPOOL), [], list(UNITS))
 
         yield from _as(account, look)
     else:
         yield Check(UNSEEN, "queue", f"only root and {ACCOUNT} may look into it")
-        yield from secrets.look_of_others(config)
+        try:
+            own = read()
+        except ConfigError as exc:
+            yield Check(FAIL, "configuration", f"for {ACCOUNT}: {exc}")
+        else:
+            yield from _is_what_is_read(config, own)
+            yield from secrets.look_of_others(own)
         if os.path.isdir(BOOTED):
             yield queue.check_served(False, [], list(UNITS))
+
+
+def _is_what_is_read(config: Config, own: Config) -> Checks:
+    """Is the caller's configuration the one that mail is delivered by?"""
+    if config.file != own.file:
+        text = f"of {config.file or 'no file'} the delivery knows nothing: it reads {own.file or 'none'}"
+        yield Check(WARN, "configuration", text)
 
 
 def _as(account: Account, look: Callable[[], Checks]) -> list[Check]:
