@@ -13,7 +13,7 @@ from minisend.admin.owner import become_owner
 from minisend.admin.terminal import write
 from minisend.config.load import load
 from minisend.config.sections import Config
-from minisend.errors import UsageError
+from minisend.errors import ConfigError, UsageError
 from minisend.spool.place import is_own
 
 TYPE_CHECKING = False
@@ -251,7 +251,10 @@ def flush_once(
     from minisend.log import Log
 
     stop = Stop()
+    was_root = posix.geteuid() == 0
     config = _load_as_owner(config_file)
+    if was_root and posix.geteuid() != 0:
+        _check_credentials(config)
     if config.submission.socket and not is_own(config.spool.path):
         return _flush_served(selection, config.submission.socket, quiet=quiet)
     # Quiet stays quiet: what cron is told it mails, which the next run delivers and logs, without end.
@@ -277,6 +280,22 @@ def flush_once(
         except BrokenPipeError:
             pass
     return summary.exit_code
+
+
+def _check_credentials(config: Config) -> None:
+    """Of root's flush in the system's queue: a smarthost that it cannot log in to would only be put off, for the service too.
+
+    Raises ConfigError.
+    """
+    if b"CREDENTIALS_DIRECTORY" in posix.environ:
+        return
+    for smarthost in (config.smarthost, *config.smarthosts.values()):
+        if smarthost is not None and smarthost.credential:
+            name = smarthost.credential
+            raise ConfigError(
+                f"flush: the credential {name} is given to the service alone: systemctl start minisend-deliver, or "
+                f"systemd-run --pipe --wait -p User=minisend -p LoadCredential={name}:/path/to/secret minisend flush --all"
+            )
 
 
 def _say_what_is_down(spool: str, since: float) -> None:

@@ -238,3 +238,23 @@ def test_a_part_of_a_queue_of_somebody_elses_is_not_flushed(part, monkeypatch):
     chosen = engine.Selection(**{part: ("0000000000000001",) if part == "ids" else b"ann"})
     with pytest.raises(PermissionDenied):
         command._flush_served(chosen, "/no.sock", quiet=True)
+
+
+def test_root_does_not_try_without_what_only_the_service_is_given(system):
+    """It would put the mail off, for the service too."""
+    assert system.minisend("setup", "--system")[0] == 0
+    system.write(
+        "etc/minisend/config.toml",
+        '[smarthosts.shop]\nhost = "smtp.example.org"\nusername = "u"\ncredential = "mail"\n',
+    )
+    assert system.minisend("flush", "--all") == (
+        78,
+        "",
+        "minisend: flush: the credential mail is given to the service alone: systemctl start minisend-deliver, or "
+        "systemd-run --pipe --wait -p User=minisend -p LoadCredential=mail:/path/to/secret minisend flush --all\n",
+    )
+    empty = (0, "nothing to deliver: the queue is empty\n", "")
+    # That is how the second of the two runs it.
+    assert system.minisend("flush", "--all", uid=system.number("minisend")) == empty
+    system.mounts = "export CREDENTIALS_DIRECTORY=/run/credentials"
+    assert system.minisend("flush", "--all") == empty

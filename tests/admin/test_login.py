@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import ssl
 import subprocess
@@ -134,7 +135,12 @@ def test_with_a_browser(service: Service, tmp_path: Path, arguments: tuple[str, 
     path = configure(tmp_path, service, oauth2_device_endpoint=device)
     with run(path, *arguments) as process:
         assert visit(process, service).startswith("Done.")
-        out, err = process.communicate()
+        # Not communicate(): what has been read ahead would be lost.
+        assert process.stdout is not None
+        assert process.stderr is not None
+        out, err = process.stdout.read(), process.stderr.read()
+    [forward] = [line for line in out.splitlines() if "ssh" in line]
+    assert re.fullmatch(rf"    ssh -L (\d+):127\.0\.0\.1:\1 {os.uname().nodename}", forward)
     token_file = tmp_path / "state/smarthost.json"
     assert (process.returncode, out.splitlines()[-1], err) == (
         0,
