@@ -12,7 +12,7 @@ import pytest
 from admin.system import ALICE, HOSTNAME, ROOT
 
 from minisend.admin.command import main
-from minisend.admin.doctor import machine, queue, report
+from minisend.admin.doctor import machine, report, systemd
 from minisend.config.load import load
 from minisend.delivery.oauth.client import Client
 from minisend.delivery.oauth.store import Store, Tokens
@@ -464,7 +464,7 @@ def booted(well):
     well.write("etc/active", "".join(f"{unit}\n" for unit in UNITS))
     well.write(
         "usr/local/bin/systemctl",
-        '#!/bin/sh\n[ "$1" != cat ] || exec cat /etc/unit\nshift\ncode=0\n'
+        '#!/bin/sh\n[ "$1" != cat ] || exec cat /etc/unit\n[ "$1" != show ] || exec cat /etc/shown\nshift\ncode=0\n'
         'for unit; do if grep -qx "$unit" /etc/active; then echo active; else echo inactive; code=3; fi; done\n'
         "exit $code\n",
         0o755,
@@ -572,6 +572,43 @@ def test_a_configuration_that_nobody_delivers_by(well):
         assert doctor(well, uid=uid) == (0, expected)
 
 
+def test_a_configuration_that_is_newer_than_the_service(booted):
+    """It is read when a service starts."""
+    config = booted.root / "etc/minisend/config.toml"
+    changed = int(config.stat().st_mtime)
+    told = "ExecMainStartTimestamp=@{}\nId=minisend-{}.service\nActiveState={}\n"
+    command = "systemctl try-restart minisend-accept.service minisend-deliver.service"
+
+    def warned(*services):
+        booted.write("etc/shown", "\n".join(told.format(*service) for service in services))
+        code, found = doctor(booted)
+        rows = [row for row in found if row[1] == "configuration"]
+        assert (code, rows[0][0]) == (0, "ok")
+        return rows[1:]
+
+    later, before = changed + 5, changed - 5
+    assert warned((later, "accept", "active"), (later, "deliver", "active")) == []
+    assert warned((before, "accept", "inactive"), (later, "deliver", "active")) == []
+    assert warned((later, "accept", "active"), (before, "deliver", "active")) == [
+        (
+            *("warn", "configuration"),
+            "changed since minisend-deliver.service started, which read it only then",
+            command,
+        )
+    ]
+    # What lies beside it counts too.
+    booted.write("etc/minisend/conf.d/more.toml", "")
+    os.utime(config.parent / "conf.d/more.toml", (later + 5, later + 5))
+    os.utime(config.parent / "conf.d", (before, before))
+    assert warned((later, "accept", "active"), (later, "deliver", "active")) == [
+        (
+            *("warn", "configuration"),
+            "changed since minisend-accept.service and minisend-deliver.service started, which read it only then",
+            command,
+        )
+    ]
+
+
 CREDENTIAL = """\
 [smarthost]
 host = "smtp.example.org"
@@ -670,7 +707,7 @@ def own(crafted, capfd, monkeypatch, tmp_path):
     os.utime(made, (86400, 86400))
     monkeypatch.setattr(machine.minisend, "__file__", str(made))
     monkeypatch.setattr(report.accounts, "find", lambda: None)
-    monkeypatch.setattr(queue, "BOOTED", "/nonexistent")
+    monkeypatch.setattr(systemd, "BOOTED", "/nonexistent")
     monkeypatch.setattr(machine, "_sendmail", lambda: iter(()))
 
     def run():

@@ -5,6 +5,7 @@
     system      one queue for all users: account, directories, socket, drop, what systemd was told
     queue       any queue: is it well, is there room, is it served
     secrets     what the delivery has to show to servers: passwords, tokens, credentials
+    systemd     what it tells of the services
     machine     name, DNS, clock, whose sendmail programs call, set-id bits
 
 In a queue of one's own it is that queue; where there is one for all users also the account, each directory of

@@ -1,12 +1,10 @@
 """Any queue: is it well, is there room for more, does somebody serve it?"""
 
 import os
-import shutil
-import subprocess
 
 from minisend.admin.check import OVERDUE, Problem, summary, survey
 from minisend.admin.doctor.check import FAIL, OK, WARN, Check, Checks
-from minisend.admin.setup import BOOTED
+from minisend.admin.doctor.systemd import systemctl
 from minisend.config.files import SYSTEM_SPOOL
 from minisend.config.sections import Config
 from minisend.errors import SpoolFull
@@ -65,16 +63,9 @@ def check_served(now: bool, options: list[str], units: list[str]) -> Check:
     """Whether somebody delivers, now or when there is something to deliver."""
     if now:
         return Check(OK, "served", "minisend run is there")
-    systemctl = shutil.which("systemctl") if os.path.isdir(BOOTED) else None
-    if systemctl is not None:
-        done = subprocess.run(  # noqa: S603 - names of our own
-            [systemctl, *options, "is-active", *units],
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        states = done.stdout.split()
+    told = systemctl(*options, "is-active", *units)
+    if told is not None:
+        states = told.split()
         off = [unit for unit, word in zip(units, states, strict=False) if word != "active"]
         if len(states) == len(units) and not off:
             return Check(OK, "served", "systemd starts the delivery when there is something")

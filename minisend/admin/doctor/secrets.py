@@ -3,12 +3,11 @@
 import os
 import re
 import shutil
-import subprocess
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from minisend.admin.doctor.check import FAIL, OK, UNSEEN, Check, Checks
-from minisend.admin.setup import BOOTED
+from minisend.admin.doctor.systemd import DELIVER, systemctl
 from minisend.config.keys import smarthost_table
 from minisend.config.sections import Config, Smarthost
 from minisend.delivery.oauth.client import REFRESH, Client
@@ -17,8 +16,6 @@ from minisend.delivery.oauth.store import Store
 from minisend.delivery.secrets import one_line, read_secret
 from minisend.errors import ConfigError
 from minisend.spool.layout import ACCOUNT
-
-SERVICE = "minisend-deliver.service"
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,21 +88,14 @@ def _tokens(name: str, smarthost: Smarthost, environ: Mapping[bytes, bytes]) -> 
 
 def _credential(what: str, name: str, way: Way) -> Check:
     """Whether the service is given it, as far as systemd tells; a queue of one's own has any service, or none."""
-    systemctl = shutil.which("systemctl")
-    if way is not SYSTEM or systemctl is None or not os.path.isdir(BOOTED):
+    unit = systemctl("cat", DELIVER) if way is SYSTEM else None
+    if unit is None:
         return Check(UNSEEN, what, f"{name}: only the service sees it")
-    done = subprocess.run(  # noqa: S603 - names of our own
-        [systemctl, "cat", SERVICE],
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
     given = re.compile(rf"^(Load|Set)Credential(Encrypted)?={re.escape(name)}(:|$)")
-    if any(given.match(line) for line in done.stdout.splitlines()):
-        return Check(OK, what, f"{name}: {SERVICE} is given it")
-    text = f"{name}: {SERVICE} is not given it: it needs LoadCredential={name}:/path/to/secret"
-    return Check(FAIL, what, text, f"systemctl edit {SERVICE}")
+    if any(given.match(line) for line in unit.splitlines()):
+        return Check(OK, what, f"{name}: {DELIVER} is given it")
+    text = f"{name}: {DELIVER} is not given it: it needs LoadCredential={name}:/path/to/secret"
+    return Check(FAIL, what, text, f"systemctl edit {DELIVER}")
 
 
 def look_of_others(config: Config) -> Checks:

@@ -1,5 +1,6 @@
 """One queue for all users: the account, the directories and who may do what in them, the socket, the drop."""
 
+import glob
 import json
 import os
 import stat
@@ -9,7 +10,7 @@ from itertools import islice
 
 from minisend.admin.account import Account
 from minisend.admin.check import OVERDUE
-from minisend.admin.doctor import queue, secrets
+from minisend.admin.doctor import queue, secrets, systemd
 from minisend.admin.doctor.check import FAIL, OK, UNSEEN, WARN, Check, Checks
 from minisend.admin.doctor.queue import SETUP
 from minisend.admin.setup import BOOTED, directories
@@ -76,10 +77,31 @@ def look(config: Config, config_file: str | None, account: Account | None) -> Ch
 
 
 def _is_what_is_read(config: Config, own: Config) -> Checks:
-    """Is the caller's configuration the one that mail is delivered by?"""
+    """Is the caller's configuration the one that mail is delivered by, and in force?"""
     if config.file != own.file:
         text = f"of {config.file or 'no file'} the delivery knows nothing: it reads {own.file or 'none'}"
         yield Check(WARN, "configuration", text)
+    changed = max((_modified(path) for path in _files(own)), default=0.0)
+    stale = [service for service, since in systemd.running().items() if changed > since + 1]
+    if stale:
+        text = f"changed since {' and '.join(stale)} started, which read it only then"
+        command = f"systemctl try-restart {' '.join(systemd.SERVICES)}"
+        yield Check(WARN, "configuration", text, command)
+
+
+def _files(config: Config) -> list[str]:
+    """What it was read from, and the directory that lists a part of that."""
+    if config.file is None:
+        return []
+    directory = f"{os.path.dirname(config.file)}/conf.d"
+    return [config.file, directory, *glob.glob(f"{glob.escape(directory)}/*.toml")]
+
+
+def _modified(path: str) -> float:
+    try:
+        return os.stat(path).st_mtime
+    except OSError:
+        return 0.0
 
 
 def _as(account: Account, look: Callable[[], Checks]) -> list[Check]:
