@@ -13,6 +13,7 @@ Packages bring the account and the directories by sysusers.d and tmpfiles.d inst
 
 import errno
 import os
+import shutil
 import stat
 
 from minisend.admin import account
@@ -274,7 +275,8 @@ def setup_own(config: Config, *, dry_run: bool) -> int:
     lines += [
         "  have something serve the queue: minisend run, or one of",
         "    systemctl --user enable --now minisend.timer",
-        "    */5 * * * * minisend flush --quiet    (a line of crontab -e)",
+        # By its path: that of cron is short.
+        f"    */5 * * * * {shutil.which('minisend') or 'minisend'} flush --quiet    (a line of crontab -e)",
         "  minisend doctor",
     ]
     write(1, "\n".join(lines) + "\n")

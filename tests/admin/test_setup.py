@@ -378,7 +378,7 @@ Next:
 
   have something serve the queue: minisend run, or one of
     systemctl --user enable --now minisend.timer
-    */5 * * * * minisend flush --quiet    (a line of crontab -e)
+    */5 * * * * /usr/local/bin/minisend flush --quiet    (a line of crontab -e)
   minisend doctor
 """
 
