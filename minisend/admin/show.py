@@ -23,18 +23,17 @@ JSON has the keys of ``minisend queue --json``, history included, and these:
 
 import codecs
 import json
-import posix
 import time
 from collections.abc import Iterable
 from typing import Any
 
 from minisend.admin.listing import Listed, Reasons, named, open_queue
 from minisend.admin.queue import COLOURS, as_object, next_attempt, not_there, outcomes
-from minisend.admin.terminal import BOLD, DIM, Paint, printable, write
+from minisend.admin.terminal import BOLD, DIM, Paint, printable, write, write_octets
 from minisend.config.sections import Config
 from minisend.delivery.outgoing import Outgoing
 from minisend.envelope import FAILED, Outcome
-from minisend.errors import DataError, SystemFault
+from minisend.errors import DataError
 from minisend.message.header import split
 from minisend.smtp.wire import crlf
 from minisend.spool.record import BrokenRecord, Requeue, parse_ranges
@@ -89,17 +88,7 @@ def _write_raw(listed: Listed, config: Config, *, headers: bool) -> None:
         raise _broken(listed, config, listed.problem)
     outgoing = Outgoing(listed.entry, config)
     for octets in [outgoing.header] if headers else outgoing.octets():
-        _write_octets(octets)
-
-
-def _write_octets(octets: bytes) -> None:
-    try:
-        while octets:
-            octets = octets[posix.write(1, octets) :]
-    except BrokenPipeError:
-        raise
-    except OSError as exc:
-        raise SystemFault(f"cannot write to descriptor 1: {exc.strerror}") from exc
+        write_octets(1, octets)
 
 
 def _write_text(pieces: Iterable[bytes]) -> None:

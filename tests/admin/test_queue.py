@@ -285,10 +285,10 @@ def test_colour_of_a_state_does_not_move_the_columns(crafted, term, coloured):
     ],
 )
 def test_cut_counts_columns_not_characters(text, columns, shown):
-    from minisend.admin.queue import _length, cut
+    from minisend.admin.terminal import cut, width
 
     assert cut(text, columns) == shown
-    assert _length(shown) <= columns
+    assert width(shown) <= columns
 
 
 @pytest.mark.parametrize("command", [["queue"], ["queue", "--json"]])
@@ -340,6 +340,18 @@ def put_off(crafted, refused):
 
 
 DOWN = "connect to mx.example.net: No route to host"
+
+
+def test_tables_align_by_columns_not_characters():
+    from minisend.admin.terminal import aligned
+
+    assert aligned(
+        [("ok", "/home/東京", "a"), ("fail", "/home/tokyo", ""), ("-", "e\u0301", "b")]
+    ) == [
+        "ok    /home/東京   a",
+        "fail  /home/tokyo",
+        "-     e\u0301            b",
+    ]
 
 
 def test_who_waits_for_a_destination_that_is_down_is_told_why(put_off, queue):
@@ -478,7 +490,7 @@ def test_a_status_file_is_read_once_for_a_listing(crafted, queue, monkeypatch):
 
 @pytest.mark.parametrize("length", [1, 79, 80, 81, 300])
 def test_cut(length):
-    from minisend.admin.queue import cut
+    from minisend.admin.terminal import cut
 
     text = "x" * length
     assert cut(text, 80) == (text if length <= 80 else "x" * 79 + "…")
