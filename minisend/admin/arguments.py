@@ -40,6 +40,7 @@ def parser() -> argparse.ArgumentParser:
     flush.add_argument(
         "--recipient", metavar="DOMAIN", help="only messages with a recipient in this domain"
     )
+    flush.add_argument("--json", action="store_true", help="one JSON object")
     how_loud = flush.add_mutually_exclusive_group()
     how_loud.add_argument("--quiet", action="store_true", help="say nothing on success or deferral")
     how_loud.add_argument(

@@ -29,7 +29,7 @@ class _Flush:
     """What argparse makes of a ``flush`` whose arguments are words of ``_PLAIN`` and nothing else."""
 
     command = "flush"
-    all = quiet = verbose = background = False
+    all = quiet = verbose = json = background = False
     ids: "tuple[str, ...]" = ()
     recipient = None
 
@@ -175,6 +175,8 @@ def _story(asked: "Namespace", config_file: str | None) -> int:
 def _flush(asked: "Namespace | _Flush", config_file: str | None) -> int:
     if asked.ids and (asked.all or asked.recipient):
         raise UsageError("flush: name messages, or use --all or --recipient, not both")
+    if asked.json and asked.quiet:
+        raise UsageError("flush: --json or --quiet, not both")
     if asked.recipient == "":
         raise UsageError("flush: --recipient: expected a domain (got nothing)")
     if asked.background:
@@ -194,7 +196,9 @@ def _flush(asked: "Namespace | _Flush", config_file: str | None) -> int:
         ids=tuple(asked.ids),
         domain=(asked.recipient or "").encode("utf-8", "surrogateescape"),
     )
-    return flush_once(selection, config_file, quiet=asked.quiet, verbose=asked.verbose)
+    return flush_once(
+        selection, config_file, quiet=asked.quiet, verbose=asked.verbose, as_json=asked.json
+    )
 
 
 def _run(asked: "Namespace", config_file: str | None) -> int:
@@ -238,12 +242,18 @@ class _EndingOnSignals:
 
 
 def flush_once(
-    selection: "Selection", config_file: str | None, *, quiet: bool, verbose: bool = False
+    selection: "Selection",
+    config_file: str | None,
+    *,
+    quiet: bool,
+    verbose: bool = False,
+    as_json: bool = False,
 ) -> int:
     """Deliver the selected messages, with a bar on a terminal and a line at the end.  Returns the exit code.
 
     What keeps a destination from being reached is said on standard error, before that line.
     ``verbose``  the dialogue with each server, there in place of the bar
+    ``as_json``  one object in place of the line and of what is said before it
     """
     from minisend.admin.progress import Progress
     from minisend.delivery.flush import Stop, flush
@@ -256,7 +266,7 @@ def flush_once(
     if was_root and posix.geteuid() != 0:
         _check_credentials(config)
     if config.submission.socket and not is_own(config.spool.path):
-        return _flush_served(selection, config.submission.socket, quiet=quiet)
+        return _flush_served(selection, config.submission.socket, quiet=quiet, as_json=as_json)
     # Quiet stays quiet: what cron is told it mails, which the next run delivers and logs, without end.
     log = Log(syslog=True, stderr=False, fallback=not quiet)
     # Lines on standard error show the progress themselves, and would be written into the bar.
@@ -274,9 +284,13 @@ def flush_once(
         )
     if not quiet:
         try:
-            if summary.deferred and not log.on_stderr:
-                _say_what_is_down(config.spool.path, began)
-            write(1, _summary_line(summary, selection, config.spool.path) + "\n")
+            down = _down_since(config.spool.path, began) if summary.deferred else []
+            if as_json:
+                write(1, _summary_object(summary, down) + "\n")
+            else:
+                for name, reason in [] if log.on_stderr else down:
+                    write(2, f"{name}: {reason}\n")
+                write(1, _summary_line(summary, selection, config.spool.path) + "\n")
         except BrokenPipeError:
             pass
     return summary.exit_code
@@ -298,17 +312,21 @@ def _check_credentials(config: Config) -> None:
             )
 
 
-def _say_what_is_down(spool: str, since: float) -> None:
-    """The destinations that were tried in vain since then, and why, on standard error."""
+def _down_since(spool: str, since: float) -> list[tuple[str, str]]:
+    """The destinations that were tried in vain since then, and why, as they may be shown."""
     from minisend.admin.terminal import printable
     from minisend.delivery.destination import Destinations
 
-    for name, down in Destinations(spool).all():
-        if down.at >= since:
-            write(2, f"{printable(name)}: {printable(down.reason)}\n")
+    return [
+        (printable(name), printable(down.reason))
+        for name, down in Destinations(spool).all()
+        if down.at >= since
+    ]
 
 
-def _flush_served(selection: "Selection", socket: str, *, quiet: bool) -> int:
+def _flush_served(
+    selection: "Selection", socket: str, *, quiet: bool, as_json: bool = False
+) -> int:
     """Of a queue that is another account's: the caller's own messages, all of them."""
     from minisend.admin.served import flush, not_allowed
 
@@ -320,10 +338,30 @@ def _flush_served(selection: "Selection", socket: str, *, quiet: bool) -> int:
         or selection.recipient_part
     ):
         raise not_allowed("flush of chosen messages")
+    if as_json:
+        raise not_allowed("flush --json")
     answer = flush(socket)
     if not quiet:
         write(1, answer + "\n")
     return 0
+
+
+def _summary_object(summary: "Summary", down: list[tuple[str, str]]) -> str:
+    """The same for programs."""
+    import json
+
+    return json.dumps(
+        {
+            "tried": summary.tried,
+            "delivered": summary.delivered,
+            "waiting": summary.deferred,
+            "failed": summary.failed,
+            "skipped": summary.skipped,
+            "unreadable": summary.broken,
+            "stopped": summary.stopped,
+            "destinations": [{"destination": name, "reason": reason} for name, reason in down],
+        }
+    )
 
 
 def _summary_line(summary: "Summary", selection: "Selection", spool: str) -> str:

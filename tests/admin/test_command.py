@@ -1,5 +1,6 @@
 """The minisend command: its arguments, its summary line, its exit codes."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -27,6 +28,7 @@ CHECKOUT = Path(minisend.__file__).parents[1]
         (["queue", "-Cx.toml"], "-C FILE comes first: minisend -C FILE COMMAND"),
         (["flsh"], "invalid choice: 'flsh'"),
         (["flush", "--al"], "unrecognized arguments: --al"),
+        (["flush", "--json", "--quiet"], "flush: --json or --quiet, not both"),
         (["flush", "--recipient"], "argument --recipient: expected one argument"),
         (["flush", "--recipient", ""], "--recipient: expected a domain (got nothing)"),
         (
@@ -160,8 +162,29 @@ def test_what_is_down_is_said(flushed, crafted, monkeypatch):
     ):
         monkeypatch.setattr(Log, "on_stderr", on_stderr)
         assert flushed(waits, *arguments)[2] == expected
+    for on_stderr in (False, True):
+        monkeypatch.setattr(Log, "on_stderr", on_stderr)
+        code, out, err, _ = flushed(waits, "--json")
+        assert (code, err, out.count("\n")) == (75, "", 1)
+        assert json.loads(out) == {
+            "tried": 1,
+            "delivered": 0,
+            "waiting": 1,
+            "failed": 0,
+            "skipped": 0,
+            "unreadable": 0,
+            "stopped": False,
+            "destinations": [
+                {
+                    "destination": "shop:[smtp.example.org]:587",
+                    "reason": "password_file: cannot be opened",
+                }
+            ],
+        }
     monkeypatch.setattr(Log, "on_stderr", False)
-    assert flushed(engine.Summary(tried=1, delivered=1))[2] == ""
+    delivered = engine.Summary(tried=1, delivered=1)
+    assert flushed(delivered)[2] == ""
+    assert json.loads(flushed(delivered, "--json")[1])["destinations"] == []
 
 
 @pytest.mark.parametrize(
@@ -238,6 +261,8 @@ def test_a_part_of_a_queue_of_somebody_elses_is_not_flushed(part, monkeypatch):
     chosen = engine.Selection(**{part: ("0000000000000001",) if part == "ids" else b"ann"})
     with pytest.raises(PermissionDenied):
         command._flush_served(chosen, "/no.sock", quiet=True)
+    with pytest.raises(PermissionDenied, match=r"^flush --json: "):
+        command._flush_served(engine.Selection(), "/no.sock", quiet=False, as_json=True)
 
 
 def test_root_does_not_try_without_what_only_the_service_is_given(system):
