@@ -169,7 +169,7 @@ def _doctor(asked: "Namespace", config_file: str | None) -> int:
 def _story(asked: "Namespace", config_file: str | None) -> int:
     from minisend.admin.story import show_story
 
-    return show_story(_load(config_file).spool.path, asked.id, as_json=asked.json)
+    return show_story(_load(config_file), asked.id, as_json=asked.json)
 
 
 def _flush(asked: "Namespace | _Flush", config_file: str | None) -> int:

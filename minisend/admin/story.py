@@ -4,7 +4,8 @@ Never changes anything.  The queue file is there until the message is done with;
 kept, and are read by who may read them: what could not be looked at is named when nothing was found.
 
     where                  read how                                         whose lines count
-    queue file             as ``minisend queue ID``                         -
+    queue file             as ``minisend queue ID``, of another account's   -
+                             queue one's own messages by its socket
     journal                journalctl -o json MINISEND_QUEUE_ID=ID          logged by root or the owner of the queue
     /var/log/mail.log, maillog, syslog, messages, the first that has any,   lines with our tag at its place: syslog
       with their rotated predecessors, also .gz                             does not tell who logged them
@@ -40,10 +41,13 @@ from typing import IO, Any
 
 from minisend.admin.listing import Listed, clock, named, open_queue
 from minisend.admin.owner import become_owner
+from minisend.admin.served import messages as own_messages
 from minisend.admin.terminal import BOLD, DIM, GREEN, RED, YELLOW, Paint, printable, write
+from minisend.config.sections import Config
 from minisend.envelope import DELAYED, DELIVERED, FAILED, RELAYED
 from minisend.errors import MinisendError, SpoolError
 from minisend.log import Line, parse
+from minisend.spool.place import is_own
 
 JOURNALCTL = "journalctl"
 LOG_FILES = ("/var/log/mail.log", "/var/log/maillog", "/var/log/syslog", "/var/log/messages")
@@ -97,17 +101,18 @@ class Event:
     facts: dict[str, Any] = field(default_factory=dict)
 
 
-def show_story(spool: str, queue_id: str, *, as_json: bool) -> int:
+def show_story(config: Config, queue_id: str, *, as_json: bool) -> int:
     """Write the story to standard output.
 
     Raises NothingFound, naming where it was looked for; SystemFault, BrokenPipeError.
     """
+    spool = config.spool.path
     logs: list[str] = []
     looked: list[str] = []
     # As root, before it becomes the account of the queue, which may not read them.
     logged = _from_logs(spool, queue_id, logs)
     become_owner(spool)
-    listed = _from_queue(spool, queue_id, looked)
+    listed = _from_queue(config, queue_id, looked)
     told = _recorded(listed) if listed is not None else []
     looked += logs
     events = sorted([*told, *_without(logged, told, listed)], key=lambda event: event.at)
@@ -124,10 +129,14 @@ def show_story(spool: str, queue_id: str, *, as_json: bool) -> int:
 # -- the queue
 
 
-def _from_queue(spool: str, queue_id: str, looked: list[str]) -> Listed | None:
-    """The message as the queue has it; what was looked at is added to ``looked``."""
+def _from_queue(config: Config, queue_id: str, looked: list[str]) -> Listed | None:
+    """The message as the queue has it, one of the caller's in a queue of another account; what was looked at is added to ``looked``."""
+    spool, socket = config.spool.path, config.submission.socket
     looked.append(f"the queue ({spool})")
     try:
+        if socket and os.path.isdir(f"{spool}/queue") and not is_own(spool):
+            looked[-1] = f"your messages in the queue ({spool})"
+            return next((m for m in own_messages(socket) if m.place.queue_id == queue_id), None)
         queue = open_queue(spool)
         if queue is None:
             return None
