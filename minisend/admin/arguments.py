@@ -5,7 +5,7 @@ from typing import NoReturn
 
 from minisend import __version__
 from minisend.admin import filters
-from minisend.admin.terminal import printable
+from minisend.admin.terminal import printable, write
 from minisend.errors import UsageError
 
 
@@ -16,6 +16,13 @@ class _Parser(argparse.ArgumentParser):
         if message.partition(": ")[2].split(" ")[0][:2] == "-C":
             message = "-C FILE comes first: minisend -C FILE COMMAND"
         raise UsageError(f"{message} (see {self.prog} --help)")
+
+    def _print_message(self, message: str, file: object = None) -> None:
+        # At once: what the interpreter finds out at its end becomes a trace and exit code 120.
+        try:
+            write(1, message)
+        except BrokenPipeError:
+            pass  # "minisend --help | head"
 
 
 def parser() -> argparse.ArgumentParser:

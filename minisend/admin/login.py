@@ -78,7 +78,9 @@ def login(config: Config, name: str, method: str) -> int:
 def _smarthost(config: Config, name: str) -> Smarthost:
     smarthost = config.named_smarthost(name)
     if smarthost is None and name:
-        raise UsageError(f"login: {name}: no such smarthost in the configuration")
+        there = ", ".join(sorted(config.smarthosts)) or "none"
+        file = config.file or "any configuration"
+        raise UsageError(f"login: {printable(name)}: no such smarthost in {file} (there: {there})")
     if smarthost is None:
         raise ConfigError("[smarthost]: expected this table for a login (got nothing)")
     return smarthost

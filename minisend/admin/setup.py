@@ -76,6 +76,8 @@ def setup_system(root: str, *, dry_run: bool) -> int:
     if os.geteuid() != 0:
         raise PermissionDenied("setup --system: only root can do this")
     root = os.path.realpath(root).rstrip("/") if root else ""
+    if root and not os.path.isdir(f"{root}/etc"):
+        raise CreateError(f"{root}/etc: is no directory: expected the root directory of a machine")
     system = _System(root, _Steps(dry_run))
     try:
         system.settle()

@@ -87,18 +87,34 @@ def test_usage_error_as_a_process():
     )
 
 
-def test_version(capsys):
+def test_version(capfd):
     with pytest.raises(SystemExit) as caught:
         main(["--version"], None)
     assert caught.value.code == 0
-    assert capsys.readouterr() == (f"minisend {minisend.__version__}\n", "")
+    assert capfd.readouterr() == (f"minisend {minisend.__version__}\n", "")
 
 
-def test_help_names_every_command_and_no_hidden_option(capsys):
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["queue", "--help"]])
+def test_help_that_cannot_be_written(arguments):
+    """Said in one line; the interpreter itself finds it out at its end, and writes a trace."""
+    with open("/dev/full", "w", encoding="ascii") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "minisend", *arguments],
+            cwd=CHECKOUT,
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    said = "minisend: cannot write to descriptor 1: No space left on device\n"
+    assert (done.returncode, done.stderr) == (71, said)
+
+
+def test_help_names_every_command_and_no_hidden_option(capfd):
     for arguments in (["--help"], ["flush", "--help"]):
         with pytest.raises(SystemExit):
             main(arguments, None)
-    out = capsys.readouterr().out
+    out = capfd.readouterr().out
     assert all(f"\n    {name} " in out for name in command._COMMANDS)
     assert "--background" not in out
 

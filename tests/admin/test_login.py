@@ -257,7 +257,9 @@ def test_nothing_to_log_in_to(tmp_path: Path) -> None:
     path.write_text(f'[spool]\npath = "{tmp_path}/spool"\n')
     with pytest.raises(ConfigError, match=r"^\[smarthost\]: expected this table for a login"):
         main(["login"], str(path))
-    with pytest.raises(UsageError, match=r"^login: x: no such smarthost in the configuration$"):
+    with pytest.raises(
+        UsageError, match=r"^login: x: no such smarthost in /.*\.toml \(there: none\)$"
+    ):
         main(["login", "x"], str(path))
     path.write_text(f'[spool]\npath = "{tmp_path}/spool"\n[smarthost]\nhost = "a.example"\n')
     with pytest.raises(ConfigError) as caught:

@@ -6,7 +6,7 @@ import pytest
 from admin.system import ALICE
 
 from minisend.admin.command import main
-from minisend.errors import UsageError
+from minisend.errors import CreateError, UsageError
 from minisend.spool.layout import ACCOUNT, DIRECTORIES
 
 
@@ -314,6 +314,14 @@ def test_account_below_another_root(tmp_path, tool, monkeypatch, capfd):
     )
     assert main(["setup", "--system", "--root", str(tmp_path)], None) == 0
     assert capfd.readouterr().out.splitlines()[-1] == "nothing to do"
+
+
+def test_another_root_that_is_none(tmp_path):
+    """A mistyped name is not taken for a machine that is still to be made."""
+    with pytest.raises(CreateError) as caught:
+        main(["setup", "--system", "--root", str(tmp_path)], None)
+    text = f"{tmp_path}/etc: is no directory: expected the root directory of a machine"
+    assert (str(caught.value), list(tmp_path.iterdir())) == (text, [])
 
 
 def test_a_link_out_of_another_root(tmp_path):
