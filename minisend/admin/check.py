@@ -28,7 +28,7 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
-from minisend.admin.listing import STATES, clock, open_queue, places
+from minisend.admin.listing import STATES, clock, open_queue, opened, places
 from minisend.admin.queue import messages_in_words, size
 from minisend.admin.terminal import printable, write
 from minisend.config.sections import Config
@@ -38,7 +38,6 @@ from minisend.smtp.client import AUTH
 from minisend.spool import disk
 from minisend.spool.enqueue import Floor
 from minisend.spool.place import open_state
-from minisend.spool.record import BrokenRecord, UnknownVersion
 from minisend.spool.store import Place, Queue
 
 #: Seconds; a queue is flushed every few minutes, and one with much in it takes a while.
@@ -201,17 +200,10 @@ def _due_since(queue: Queue, place: Place, now: float, retry_max: float) -> floa
 
 def _unreadable(queue: Queue, place: Place) -> str:
     """Why the file cannot be read as a message, "" when it can or has gone."""
-    try:
-        entry = queue.read(place)
-    except UnknownVersion as exc:
-        return f"left alone: its format is version {exc}"
-    except BrokenRecord as exc:
-        return f"broken: {exc}"
-    except OSError as exc:
-        return f"cannot be read: {exc.strerror}"
+    entry, problem = opened(queue, place)
     if entry is not None:
         entry.close()
-    return ""
+    return problem
 
 
 def _try_to_write(queue: Queue) -> None:

@@ -325,23 +325,28 @@ def _names(queue: Queue, state: str) -> list[str]:
         raise
 
 
+def opened(queue: Queue, place: Place) -> tuple[Entry | None, str]:
+    """The message that lies there, or why its file cannot be read as one; neither when it is gone."""
+    try:
+        return queue.read(place), ""
+    except UnknownVersion as exc:
+        return None, f"left alone: its format is version {exc}"
+    except BrokenRecord as exc:
+        return None, f"broken: {exc}"
+    except OSError as exc:
+        return None, f"cannot be read: {exc.strerror}"
+
+
 def _look(
     queue: Queue, place: Place, claimed: set[tuple[int, int]], reasons: Reasons | None
 ) -> Listed | None:
     """The message that lies there, None when it is gone."""
-    try:
-        entry = queue.read(place)
-    except UnknownVersion as exc:
-        problem = f"left alone: its format is version {exc}"
-    except BrokenRecord as exc:
-        problem = f"broken: {exc}"
-    except OSError as exc:
-        problem = f"cannot be read: {exc.strerror}"
-    else:
-        if entry is None:
-            return None
+    entry, problem = opened(queue, place)
+    if entry is not None:
         active = bool(claimed) and entry.identity in claimed
         return Listed(place, entry, "", entry.envelope.arrived, entry.size, active, reasons)
+    if not problem:
+        return None
     try:
         there = posix.stat(place.name, dir_fd=queue.directory(place.state), follow_symlinks=False)
     except FileNotFoundError:
