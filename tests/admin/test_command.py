@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import minisend
-from minisend.admin import command
+from minisend.admin import command, flush
 from minisend.admin.command import main
 from minisend.delivery import flush as engine
 from minisend.delivery.destination import Destinations, Down
@@ -248,7 +248,7 @@ def test_nothing_tried_beside_a_message_that_was_never_tried(
 def test_a_part_that_matches_nothing(crafted, part):
     crafted.add("0000000000000001")
     selection = engine.Selection(everything=True, **{part: b"x"})
-    line = command._summary_line(engine.Summary(), selection, str(crafted.path))
+    line = flush._summary_line(engine.Summary(), selection, str(crafted.path))
     assert line == "nothing to deliver: no message matches"
 
 
@@ -265,7 +265,7 @@ def test_queue_for_a_reader_that_left(crafted, monkeypatch):
     crafted.add("0000000000000001")
     monkeypatch.setattr("minisend.admin.terminal.posix.write", gone)
     assert main(["queue"], str(crafted.config)) == 0
-    assert command._summary_line(engine.Summary(tried=1, deferred=1), engine.Selection(), "") == (
+    assert flush._summary_line(engine.Summary(tried=1, deferred=1), engine.Selection(), "") == (
         "0 delivered, 1 waiting, 0 failed"
     )
 
@@ -276,9 +276,9 @@ def test_a_part_of_a_queue_of_somebody_elses_is_not_flushed(part, monkeypatch):
     monkeypatch.setattr("minisend.admin.served.flush", lambda socket: pytest.fail("asked for all"))
     chosen = engine.Selection(**{part: ("0000000000000001",) if part == "ids" else b"ann"})
     with pytest.raises(PermissionDenied):
-        command._flush_served(chosen, "/no.sock", quiet=True)
+        flush._flush_served(chosen, "/no.sock", quiet=True)
     with pytest.raises(PermissionDenied, match=r"^flush --json: "):
-        command._flush_served(engine.Selection(), "/no.sock", quiet=False, as_json=True)
+        flush._flush_served(engine.Selection(), "/no.sock", quiet=False, as_json=True)
 
 
 def test_root_does_not_try_without_what_only_the_service_is_given(system):
