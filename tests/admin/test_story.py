@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from minisend.admin import logs as module
 from minisend.admin import story
 from minisend.admin.command import main
 from minisend.envelope import FAILED, RELAYED, Outcome
@@ -73,9 +74,9 @@ def refusal(at: float, arrived: float = NOW - 183, to: str = "carol@example.com"
 def logs(tmp_path, monkeypatch):
     """No journal and no log file, until the test makes them."""
     made = Logs(tmp_path)
-    monkeypatch.setattr(story, "JOURNALCTL", str(made.journalctl))
+    monkeypatch.setattr(module, "JOURNALCTL", str(made.journalctl))
     monkeypatch.setattr(
-        story, "LOG_FILES", tuple(f"{tmp_path}/{name}" for name in ("mail.log", "messages"))
+        module, "LOG_FILES", tuple(f"{tmp_path}/{name}" for name in ("mail.log", "messages"))
     )
     return made
 
@@ -317,7 +318,7 @@ def test_the_year_of_a_stamp(stamp, written, expected):
 
     pad = (0,) * 6
     end = calendar.timegm((*written, *pad)[:6])
-    assert story._stamp(None, stamp, end) == calendar.timegm((*expected, *pad)[:6])
+    assert module._stamp(None, stamp, end) == calendar.timegm((*expected, *pad)[:6])
 
 
 def test_page_whole(attempted, told, logs):
@@ -468,7 +469,7 @@ def test_a_damaged_file(crafted, logs):
 def test_a_journal_that_does_not_answer(crafted, logs, monkeypatch):
     logs.journal()
     logs.journalctl.write_text("#!/bin/sh\nexec sleep 60\n")
-    monkeypatch.setattr(story, "_DEADLINE", 0.1)
+    monkeypatch.setattr(module, "_DEADLINE", 0.1)
     with pytest.raises(story.NothingFound, match=r"journal \(no answer in 0 s\)$"):
         main(["log", ID], str(crafted.config))
 
