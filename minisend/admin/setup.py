@@ -22,7 +22,14 @@ from minisend.config.files import SYSTEM_FILE, SYSTEM_SPOOL
 from minisend.config.sections import Config
 from minisend.errors import CreateError, MinisendError, PermissionDenied, SpoolError
 from minisend.spool import disk
-from minisend.spool.layout import ACCOUNT, DIRECTORIES, SOCKET_DIRECTORY, UNITS, Directory
+from minisend.spool.layout import (
+    ACCOUNT,
+    DIRECTORIES,
+    SECRETS,
+    SOCKET_DIRECTORY,
+    UNITS,
+    Directory,
+)
 from minisend.spool.place import open_queue
 
 #: There while systemd is process 1, see sd_booted(3).
@@ -35,6 +42,7 @@ _EXAMPLE = """\
     host = "smtp.example.org"
     username = "user"
     password_file = "{}"
+
 """
 
 
@@ -235,7 +243,8 @@ def _failed(path: str, exc: OSError) -> CreateError:
 def _next_for_system() -> str:
     lines = ["", "Next:"]
     if not os.path.exists(SYSTEM_FILE):
-        lines.append(f"  write {SYSTEM_FILE}, see minisend.toml(5)")
+        secret = f"{SECRETS}/smarthost"
+        lines += _example(SYSTEM_FILE, secret, f"install -g {ACCOUNT} -m 640 /dev/stdin {secret}")
     if os.path.isdir(BOOTED):
         lines.append(f"  systemctl enable --now {' '.join(UNITS)}")
     else:
@@ -272,8 +281,7 @@ def setup_own(config: Config, *, dry_run: bool) -> int:
     if config.file is None:
         file = _own_file()
         secret = f"{os.path.dirname(file)}/secret"
-        lines += [f"  write {printable(file)}, for a smarthost:", ""]
-        lines += [*_EXAMPLE.format(printable(secret)).splitlines(), ""]
+        lines += _example(file, secret, f"install -m 600 /dev/stdin {secret}")
     lines += [
         "  have something serve the queue: minisend run, or one of",
         "    systemctl --user enable --now minisend.timer",
@@ -283,6 +291,17 @@ def setup_own(config: Config, *, dry_run: bool) -> int:
     ]
     write(1, "\n".join(lines) + "\n")
     return 0
+
+
+def _example(file: str, secret: str, command: str) -> list[str]:
+    """What to write, and how the password gets to where only the delivery reads it."""
+    return [
+        f"  write {printable(file)}, see minisend.toml(5); for a smarthost:",
+        "",
+        *_EXAMPLE.format(printable(secret)).splitlines(),
+        "  write the password, and then ^D:",
+        f"    {printable(command)}",
+    ]
 
 
 def _own_file() -> str:

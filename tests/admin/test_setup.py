@@ -30,7 +30,17 @@ def table(system, word="ok", different=None):
 
 NEXT = """
 Next:
-  write /etc/minisend/config.toml, see minisend.toml(5)
+  write /etc/minisend/config.toml, see minisend.toml(5); for a smarthost:
+
+    mail_domain = "example.org"
+
+    [smarthost]
+    host = "smtp.example.org"
+    username = "user"
+    password_file = "/etc/minisend/secrets.d/smarthost"
+
+  write the password, and then ^D:
+    install -g minisend -m 640 /dev/stdin /etc/minisend/secrets.d/smarthost
   have your supervisor start, as minisend: minisend run
   and before that at each boot, as /run is empty then: minisend setup --system
   minisend doctor
@@ -375,7 +385,7 @@ made  /home/alice/.local/state/minisend/queue  mode 0700
 1 made
 
 Next:
-  write /home/alice/.config/minisend/config.toml, for a smarthost:
+  write /home/alice/.config/minisend/config.toml, see minisend.toml(5); for a smarthost:
 
     mail_domain = "example.org"
 
@@ -384,6 +394,8 @@ Next:
     username = "user"
     password_file = "/home/alice/.config/minisend/secret"
 
+  write the password, and then ^D:
+    install -m 600 /dev/stdin /home/alice/.config/minisend/secret
   have something serve the queue: minisend run, or one of
     systemctl --user enable --now minisend.timer
     */5 * * * * /usr/local/bin/minisend flush --quiet    (a line of crontab -e)
