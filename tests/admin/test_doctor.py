@@ -10,6 +10,7 @@ import threading
 
 import pytest
 from admin.system import ALICE, HOSTNAME, ROOT
+from peers.unpacked import unavailable
 
 from minisend.admin.command import main
 from minisend.admin.doctor import machine, report, systemd
@@ -407,6 +408,28 @@ def test_warning(well, name):
         well.sysctls[what.removeprefix("fs.")] = 0
     expected = [("warn", what, text, command) if row[1] == what else row for row in usual(well)]
     assert doctor(well) == (0, expected)
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_dnspython_as_packages_start_it(well, there):
+    """By python3 -S, which sees no site-packages."""
+    code = "import site; print(*site.getsitepackages())"
+    told = subprocess.run(
+        ["/usr/bin/python3", "-c", code], capture_output=True, text=True, check=True
+    )
+    # /usr/local is the test's own.
+    places = [path for path in told.stdout.split() if not path.startswith("/usr/local/")]
+    place = next(filter(os.path.isdir, places), None)
+    if place is None:
+        unavailable("the system's Python has no site-packages")
+    if there:
+        well.write("packages/dns/__init__.py", "")
+    (well.root / "packages").mkdir(exist_ok=True)
+    well.mounts = f"mount --bind {well.root}/packages {place}"
+    well.write("etc/minisend/config.toml", "")
+    [row] = [row for row in doctor(well)[1] if row[1] == "dns"]
+    missing = "dnspython is not installed: the MX hosts of recipients cannot be found"
+    assert row[2] == ("dnspython is installed" if there else missing)
 
 
 def test_read_only(well):

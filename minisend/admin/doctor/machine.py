@@ -9,6 +9,7 @@ import minisend
 from minisend.admin.doctor import secrets
 from minisend.admin.doctor.check import FAIL, OK, WARN, Check, Checks
 from minisend.config.sections import Config
+from minisend.delivery import site_packages
 
 _CALLED = ("/usr/sbin/sendmail", "/usr/lib/sendmail")
 
@@ -38,6 +39,7 @@ def check_dnspython(config: Config) -> Checks:
     needed |= config.smarthost is None or any(route.via == "mx" for route in config.routes)
     if not needed:
         return
+    site_packages.reach()
     if find_spec("dns") is None:
         text = "dnspython is not installed: the MX hosts of recipients cannot be found"
         debian = shutil.which("apt-get") is not None
