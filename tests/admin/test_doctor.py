@@ -844,21 +844,49 @@ oauth2_client_secret_file = "/dev/null"
 
 
 @pytest.mark.parametrize("there", [True, False])
-def test_dnspython(crafted, own, monkeypatch, there):
+@pytest.mark.parametrize(
+    ("program", "commands"),
+    [
+        ("apt-get", ("apt-get install python3-dnspython", "apt-get install python3-cryptography")),
+        ("dnf", ("dnf install python3-dns", "dnf install python3-cryptography")),
+        ("", ("python3 -m pip install dnspython", "python3 -m pip install cryptography")),
+    ],
+)
+def test_packages(crafted, own, monkeypatch, there, program, commands):
     import importlib.util
 
     find = importlib.util.find_spec
     monkeypatch.setattr(
-        importlib.util, "find_spec", lambda name: (there or None) if name == "dns" else find(name)
+        importlib.util,
+        "find_spec",
+        lambda name: (there or None) if name in ("dns", "cryptography") else find(name),
     )
-    monkeypatch.setattr(machine.shutil, "which", lambda name, **_: None)
-    code, found = own()
-    [row] = [row for row in found if row[1] == "dns"]
+    monkeypatch.setattr(
+        machine.shutil, "which", lambda name, **_: name if name == program else None
+    )
+    with crafted.config.open("a") as config:
+        config.write(
+            """[smarthosts.robot]
+host = "127.0.0.1"
+username = "robot"
+oauth2_provider = "google"
+oauth2_grant = "service_account"
+oauth2_service_account_file = "/nonexistent"
+"""
+        )
+    found = [row for row in own()[1] if row[1] in ("dns", "oauth2")]
     if there:
-        assert (code, row) == (0, ("ok", "dns", "dnspython is installed", ""))
+        assert found == [
+            ("ok", "dns", "dnspython is installed", ""),
+            ("ok", "oauth2", "cryptography is installed", ""),
+        ]
     else:
-        text = "dnspython is not installed: the MX hosts of recipients cannot be found"
-        assert (code, row) == (1, ("fail", "dns", text, "python3 -m pip install dnspython"))
+        hosts = "dnspython is not installed: the MX hosts of recipients cannot be found"
+        sign = "cryptography is not installed: a service account cannot sign"
+        assert found == [
+            ("fail", "dns", hosts, commands[0]),
+            ("fail", "oauth2", sign, commands[1]),
+        ]
 
 
 def test_clock(crafted, own, no_dns):

@@ -4,13 +4,20 @@ import os
 import shutil
 import stat
 import time
+from collections.abc import Iterator
 
 import minisend
 from minisend.admin.doctor import secrets
 from minisend.admin.doctor.check import FAIL, OK, WARN, Check, Checks
 from minisend.config.sections import Config
 from minisend.delivery import site_packages
+from minisend.delivery.oauth.client import SERVICE_ACCOUNT
 
+# Who installs packages, and how it calls them.
+_DISTRIBUTIONS = {
+    "apt-get": {"dnspython": "python3-dnspython", "cryptography": "python3-cryptography"},
+    "dnf": {"dnspython": "python3-dns", "cryptography": "python3-cryptography"},
+}
 _CALLED = ("/usr/sbin/sendmail", "/usr/lib/sendmail")
 
 
@@ -31,24 +38,38 @@ def check_hostname(config: Config) -> Check:
     return Check(OK, "hostname", name)
 
 
-def check_dnspython(config: Config) -> Checks:
-    """The DNS is asked for MX hosts and for SRV records, and for nothing else."""
+def check_packages(config: Config) -> Checks:
+    """What the configuration needs of Python beside its standard library."""
     from importlib.util import find_spec
 
-    needed = any(smarthost.srv for _, smarthost in secrets.smarthosts(config))
-    needed |= config.smarthost is None or any(route.via == "mx" for route in config.routes)
-    if not needed:
-        return
     site_packages.reach()
-    if find_spec("dns") is None:
-        text = "dnspython is not installed: the MX hosts of recipients cannot be found"
-        debian = shutil.which("apt-get") is not None
-        command = (
-            "apt-get install python3-dnspython" if debian else "python3 -m pip install dnspython"
-        )
-        yield Check(FAIL, "dns", text, command)
-    else:
-        yield Check(OK, "dns", "dnspython is installed")
+    for what, module, package, use in _needed(config):
+        if find_spec(module) is None:
+            text = f"{package} is not installed: {use}"
+            yield Check(FAIL, what, text, _installation(package))
+        else:
+            yield Check(OK, what, f"{package} is installed")
+
+
+def _needed(config: Config) -> Iterator[tuple[str, str, str, str]]:
+    """What for, module, package, and what is not possible without it."""
+    hosts = [smarthost for _, smarthost in secrets.smarthosts(config)]
+    # The DNS is asked for MX hosts and for SRV records, and for nothing else.
+    if (
+        config.smarthost is None
+        or any(route.via == "mx" for route in config.routes)
+        or any(host.srv for host in hosts)
+    ):
+        yield "dns", "dns", "dnspython", "the MX hosts of recipients cannot be found"
+    if any(host.uses_oauth2 and host.oauth2_grant == SERVICE_ACCOUNT for host in hosts):
+        yield "oauth2", "cryptography", "cryptography", "a service account cannot sign"
+
+
+def _installation(package: str) -> str:
+    for program, names in _DISTRIBUTIONS.items():
+        if shutil.which(program) is not None:
+            return f"{program} install {names[package]}"
+    return f"python3 -m pip install {package}"
 
 
 def _clock() -> Check:

@@ -71,7 +71,7 @@ def _all(config_file: str | None) -> Checks:
         yield from secrets.look(config, os.environb, secrets.OWN)
         yield queue.check_served(is_served(config.spool.path), ["--user"], ["minisend.timer"])
     yield machine.check_hostname(config)
-    yield from machine.check_dnspython(config)
+    yield from machine.check_packages(config)
     yield from machine.look()
 
 
