@@ -328,7 +328,10 @@ FAULTS = {
     "no host name": (
         set_hostname("localhost"),
         (
-            *("hostname", "localhost: servers refuse it, and so is every other machine called"),
+            *(
+                "hostname",
+                "localhost: servers refuse it; hostname in the configuration counts before it",
+            ),
             "hostnamectl set-hostname host.example.org",
         ),
     ),
@@ -393,7 +396,7 @@ WARNINGS = {
     ),
     "bare host name": (
         "hostname",
-        "box: servers may refuse a name without a domain",
+        "box: servers may refuse a name without a domain; hostname in the configuration counts before it",
         "hostnamectl set-hostname box.example.org",
     ),
 }
@@ -705,6 +708,22 @@ def test_before_setup(system):
         "set-id bits",
     ]
     assert found[1] == ("ok", "system", "no queue for all users here", "minisend setup --system")
+
+
+def test_a_configuration_that_root_passes_over(well):
+    """Who tries minisend as root puts it where a user would."""
+    file = "/etc/home/.config/minisend/config.toml"
+    well.write(file[1:], CONFIG)
+    well.mounts = "export HOME=/etc/home"
+    text = f"{file} is not read: root's is /etc/minisend/config.toml"
+    expected = usual(well)
+    expected.insert(1, ("warn", "configuration", text, ""))
+    assert doctor(well) == (0, expected)
+    (well.root / "etc/minisend/config.toml").unlink()
+    command = f"install -D -m 644 {file} /etc/minisend/config.toml"
+    assert doctor(well)[1][1] == ("warn", "configuration", text, command)
+    assert well.run(*command.split()).returncode == 0
+    assert doctor(well) == (0, expected)
 
 
 def test_account_is_gone(well):

@@ -30,10 +30,10 @@ def look() -> Checks:
 def check_hostname(config: Config) -> Check:
     name = config.hostname
     if name.partition(".")[0] == "localhost":
-        text = f"{name}: servers refuse it, and so is every other machine called"
+        text = f"{name}: servers refuse it; hostname in the configuration counts before it"
         return Check(FAIL, "hostname", text, "hostnamectl set-hostname host.example.org")
     if "." not in name:
-        text = f"{name}: servers may refuse a name without a domain"
+        text = f"{name}: servers may refuse a name without a domain; hostname in the configuration counts before it"
         return Check(WARN, "hostname", text, f"hostnamectl set-hostname {name}.example.org")
     return Check(OK, "hostname", name)
 

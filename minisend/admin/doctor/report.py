@@ -11,7 +11,7 @@ from minisend.admin.account import Account
 from minisend.admin.doctor import machine, queue, secrets, system
 from minisend.admin.doctor.check import FAIL, OK, UNSEEN, WARN, Check, Checks
 from minisend.admin.terminal import BOLD, DIM, GREEN, RED, YELLOW, Paint, aligned, write
-from minisend.config.files import SYSTEM_SPOOL
+from minisend.config.files import SYSTEM_FILE, SYSTEM_SPOOL
 from minisend.config.load import load
 from minisend.config.sections import Config
 from minisend.delivery import core_dump
@@ -61,6 +61,8 @@ def _all(config_file: str | None) -> Checks:
     yield Check(
         OK, "configuration", config.file or "none: mail goes to the MX hosts of its recipients"
     )
+    if config_file is None:
+        yield from _passed_over()
     if _is_for_all(config, account):
         yield from system.look(config, config_file, account)
     else:
@@ -73,6 +75,15 @@ def _all(config_file: str | None) -> Checks:
     yield machine.check_hostname(config)
     yield from machine.check_packages(config)
     yield from machine.look()
+
+
+def _passed_over() -> Checks:
+    """A configuration where a user has one, which root has not: see minisend.toml(5)."""
+    path = f"{os.environ.get('HOME', '')}/.config/minisend/config.toml"
+    if os.geteuid() == 0 and os.path.exists(path):
+        there = os.path.exists(SYSTEM_FILE)
+        command = "" if there else f"install -D -m 644 {path} {SYSTEM_FILE}"
+        yield Check(WARN, "configuration", f"{path} is not read: root's is {SYSTEM_FILE}", command)
 
 
 def _is_for_all(config: Config, account: Account | None) -> bool:
