@@ -278,6 +278,8 @@ def setup_own(config: Config, *, dry_run: bool) -> int:
     steps.add(queue, "mode 0700", made=owner is None)
     steps.write()
     lines = ["", "Next:"]
+    if os.geteuid() == 0 and not os.path.lexists(SYSTEM_SPOOL):
+        lines += ["  one queue for all users instead of root's own: minisend setup --system"]
     if config.file is None:
         file = _own_file()
         secret = f"{os.path.dirname(file)}/secret"

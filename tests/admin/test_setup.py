@@ -436,3 +436,24 @@ def test_own_queue_is_not_what_is_needed(alice, system):
         "",
     )
     assert system.state() == before
+
+
+def test_root_is_told_of_the_other_way(system):
+    """Who sets a machine up and leaves the option away."""
+    line = "  one queue for all users instead of root's own: minisend setup --system"
+    system.mounts = "mount -t tmpfs x /root; export HOME=/root"
+    code, out, err = system.minisend("setup")
+    assert (code, out.splitlines()[:5], err) == (
+        0,
+        [
+            "made  /root/.local/state/minisend/queue  mode 0700",
+            "1 made",
+            "",
+            "Next:",
+            line,
+        ],
+        "",
+    )
+    assert system.minisend("setup", "--system")[0] == 0
+    code, out, err = system.minisend("setup")
+    assert (code, line in out, err) == (0, False, "")
