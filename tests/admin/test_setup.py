@@ -1,5 +1,6 @@
 """minisend setup: what it makes, that the second run changes nothing, what it repairs, and what it leaves alone."""
 
+import os
 import shutil
 
 import pytest
@@ -8,6 +9,8 @@ from admin.system import ALICE
 from minisend.admin.command import main
 from minisend.errors import CreateError, UsageError
 from minisend.spool.layout import ACCOUNT, DIRECTORIES
+
+only_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root may make it")
 
 
 def table(system, word="ok", different=None):
@@ -285,6 +288,7 @@ def test_an_account_that_is_as_it_should_be_is_taken(system):
 
 
 @pytest.mark.parametrize("tool", ["systemd-sysusers", "useradd"])
+@only_root
 def test_account_below_another_root(tmp_path, tool, monkeypatch, capfd):
     from minisend.admin import account
 
@@ -326,6 +330,7 @@ def test_account_below_another_root(tmp_path, tool, monkeypatch, capfd):
     assert capfd.readouterr().out.splitlines()[-1] == "nothing to do"
 
 
+@only_root
 def test_another_root_that_is_none(tmp_path):
     """A mistyped name is not taken for a machine that is still to be made."""
     with pytest.raises(CreateError) as caught:
@@ -334,6 +339,7 @@ def test_another_root_that_is_none(tmp_path):
     assert (str(caught.value), list(tmp_path.iterdir())) == (text, [])
 
 
+@only_root
 def test_a_link_out_of_another_root(tmp_path):
     (tmp_path / "root/etc").mkdir(parents=True)
     (tmp_path / "outside").mkdir()
