@@ -135,7 +135,7 @@ def _sendmail(arguments: list[str], config_file: str | None) -> int:
             sender_part=part.get("sender_part", b""),
             recipient_part=part.get("recipient_part", b""),
         )
-        return flush_once(selection, config_file, quiet=True)
+        return flush_once(selection, config_file)
     if options.mode == "verify":
         from minisend.admin.verify import verify
 

@@ -5,7 +5,7 @@ from typing import NoReturn
 
 from minisend import __version__
 from minisend.admin import filters
-from minisend.admin.terminal import printable
+from minisend.admin.terminal import printable, write
 from minisend.errors import UsageError
 
 
@@ -13,7 +13,16 @@ class _Parser(argparse.ArgumentParser):
     """argparse, with an exception of ours in place of two lines and exit code 2."""
 
     def error(self, message: str) -> NoReturn:
+        if message.partition(": ")[2].split(" ")[0][:2] == "-C":
+            message = "-C FILE comes first: minisend -C FILE COMMAND"
         raise UsageError(f"{message} (see {self.prog} --help)")
+
+    def _print_message(self, message: str, file: object = None) -> None:
+        # At once: what the interpreter finds out at its end becomes a trace and exit code 120.
+        try:
+            write(1, message)
+        except BrokenPipeError:
+            pass  # "minisend --help | head"
 
 
 def parser() -> argparse.ArgumentParser:
@@ -26,16 +35,19 @@ def parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     whole.add_argument("--version", action="version", version=f"minisend {__version__}")
-    commands = whole.add_subparsers(
-        dest="command", metavar="COMMAND", required=True, prog="minisend"
-    )
+    commands = whole.add_subparsers(dest="command", metavar="COMMAND", prog="minisend")
 
-    flush = commands.add_parser("flush", help="deliver what is due", allow_abbrev=False)
+    def add(name: str, about: str, description: str = "") -> argparse.ArgumentParser:
+        text = description or f"{about[0].upper()}{about[1:]}."
+        return commands.add_parser(name, help=about, description=text, allow_abbrev=False)
+
+    flush = add("flush", "deliver what is due")
     flush.add_argument("--all", action="store_true", help="deliver everything, due or not")
     flush.add_argument("ids", nargs="*", metavar="ID", help="deliver these messages, due or not")
     flush.add_argument(
         "--recipient", metavar="DOMAIN", help="only messages with a recipient in this domain"
     )
+    flush.add_argument("--json", action="store_true", help="one JSON object")
     how_loud = flush.add_mutually_exclusive_group()
     how_loud.add_argument("--quiet", action="store_true", help="say nothing on success or deferral")
     how_loud.add_argument(
@@ -47,11 +59,10 @@ def parser() -> argparse.ArgumentParser:
     # What a submission starts: one of a few flushers, see minisend.delivery.slots.
     flush.add_argument("--background", action="store_true", help=argparse.SUPPRESS)
 
-    run = commands.add_parser(
+    run = add(
         "run",
-        help="serve the queue: deliver what comes and what falls due",
-        description="Deliver in the foreground, until told to stop by SIGTERM.  Logs to standard error.",
-        allow_abbrev=False,
+        "serve the queue: deliver what comes and what falls due",
+        "Deliver in the foreground, until told to stop by SIGTERM.  Logs to standard error.",
     )
     roles = run.add_mutually_exclusive_group()
     roles.add_argument(
@@ -65,16 +76,14 @@ def parser() -> argparse.ArgumentParser:
         help="end after so long without anything to do",
     )
 
-    queue = commands.add_parser(
-        "queue", help="show what waits, why, until when", allow_abbrev=False
-    )
+    queue = add("queue", "show what waits, why, until when")
     queue.add_argument(
         "--json", action="store_true", help="one JSON object a line, like postqueue -j"
     )
     queue.add_argument("ids", nargs="*", metavar="ID", help="only these messages")
     filters.add_options(queue, filters.STATES_OF["queue"])
 
-    show = commands.add_parser("show", help="show all of a message", allow_abbrev=False)
+    show = add("show", "show all of a message")
     show.add_argument("ids", nargs="+", metavar="ID", help="queue id of the message")
     show.add_argument("--headers", action="store_true", help="without the body")
     form = show.add_mutually_exclusive_group()
@@ -89,7 +98,7 @@ def parser() -> argparse.ArgumentParser:
         ("release", "let held messages go, at once"),
         ("requeue", "try messages again from the start, failed ones too"),
     ):
-        action = commands.add_parser(name, help=about, allow_abbrev=False)
+        action = add(name, about)
         action.add_argument("ids", nargs="*", metavar="ID", help="queue id of the message")
         action.add_argument("--all", action="store_true", help="all that the command is about")
         if name == "rm":
@@ -98,7 +107,7 @@ def parser() -> argparse.ArgumentParser:
             )
         filters.add_options(action, filters.STATES_OF[name])
 
-    check = commands.add_parser("check", help="say whether the queue is well", allow_abbrev=False)
+    check = add("check", "say whether the queue is well")
     check.add_argument("--json", action="store_true", help="one JSON object")
     check.add_argument(
         "--overdue",
@@ -107,13 +116,11 @@ def parser() -> argparse.ArgumentParser:
         help="how long a message may be due before nobody serves the queue (default: 30m)",
     )
 
-    story = commands.add_parser("log", help="show what happened to a message", allow_abbrev=False)
+    story = add("log", "show what happened to a message")
     story.add_argument("--json", action="store_true", help="one JSON object a line for each event")
     story.add_argument("id", metavar="ID", help="queue id of the message, also one that is gone")
 
-    login = commands.add_parser(
-        "login", help="let minisend send mail for an account (OAuth2)", allow_abbrev=False
-    )
+    login = add("login", "let minisend send mail for an account (OAuth2)")
     methods = login.add_mutually_exclusive_group()
     for method, text in (
         ("device", "enter a code on another device"),
@@ -130,26 +137,21 @@ def parser() -> argparse.ArgumentParser:
         help="of a [smarthosts.NAME] table (default: the [smarthost] table)",
     )
 
-    setup = commands.add_parser(
-        "setup", help="make a queue, and say what is left to do", allow_abbrev=False
-    )
+    setup = add("setup", "make a queue, and say what is left to do")
     setup.add_argument(
         "--system", action="store_true", help="one for all users: account and directories"
     )
     setup.add_argument("--root", metavar="DIR", help="with --system: below this directory")
     setup.add_argument("--dry-run", action="store_true", help="only say what there is to do")
 
-    doctor = commands.add_parser(
-        "doctor", help="look for what is wrong, and say what repairs it", allow_abbrev=False
-    )
+    doctor = add("doctor", "look for what is wrong, and say what repairs it")
     doctor.add_argument("--json", action="store_true", help="one JSON object")
 
-    demo = commands.add_parser(
+    demo = add(
         "demo",
-        help="send a message through the whole program, to a server of its own",
-        description="Send a sample message, or the one on standard input, from sendmail through the queue to a "
+        "send a message through the whole program, to a server of its own",
+        "Send a sample message, or the one on standard input, from sendmail through the queue to a "
         "small server on the loopback interface, and show each step.  Nothing leaves this machine.",
-        allow_abbrev=False,
     )
     demo.add_argument(
         "recipient",

@@ -5,12 +5,13 @@
     room        less is free than [spool] min_free or min_free_inodes                   make room
     failed      messages that nobody could be told about, or broken, are in failed      minisend show, requeue, rm
     unreadable  a file that was due is broken or of another version                     minisend show, rm
-    destination the user name, password or token is refused, or a server cannot be        the text says what is wrong
-                reached for longer than [spool] warn_after
+    destination the user name, password or token is refused, a setting does not work,   the text says what is wrong
+                or a server cannot be reached for longer than [spool] warn_after
     overdue     a message has been due for longer than --overdue: nobody serves the     minisend run, or minisend flush
                 queue, or not fast enough                                               from a timer
 
-A message that waits for its next attempt, or that is held, is no problem.  Due since: the time in its name, or the last
+A message that waits for its next attempt, or that is held, is no problem.  Nor is a destination for which nothing waits:
+its status file stays when the last message for it has been removed, or goes another way now.  Due since: the time in its name, or the last
 time that its file was moved where that is later; so one that has just come or was requeued is not overdue at once.
 
 Changes nothing but a small file that it writes to queue/tmp and removes.  Opens only files in failed and overdue ones,
@@ -27,22 +28,23 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
-from minisend.admin.listing import STATES, clock, open_queue, places
+from minisend.admin.listing import STATES, clock, open_queue, opened, places
 from minisend.admin.queue import messages_in_words, size
 from minisend.admin.terminal import printable, write
 from minisend.config.sections import Config
-from minisend.delivery.destination import Destinations
+from minisend.delivery.destination import Destinations, Down
 from minisend.errors import SpoolError, SpoolFull
 from minisend.smtp.client import AUTH
 from minisend.spool import disk
 from minisend.spool.enqueue import Floor
 from minisend.spool.place import open_state
-from minisend.spool.record import BrokenRecord, UnknownVersion
 from minisend.spool.store import Place, Queue
 
 #: Seconds; a queue is flushed every few minutes, and one with much in it takes a while.
 OVERDUE = 1800
 _MOST_OPENED = 1000
+# Of what was never asked of a server: RFC 3463, system incorrectly configured; credentials that are not to be had.
+_SETTINGS = ("4.3.5", "4.7.8")
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,9 +135,19 @@ def _look(
     if due:
         found["oldest_due"] = int(due[0][0])
     problems += _late(queue, [pair for pair in due if now - pair[0] > overdue], now)
-    for name, down in Destinations(spool.path).all():
-        if down.command == AUTH or now - down.since > spool.warn_after:
-            problems.append(Problem("destination", f"{name}: {down.reason}"))
+    if found["waiting"]:
+        problems += [
+            Problem("destination", f"{name}: {down.reason}")
+            for name, down in Destinations(spool.path).all()
+            # Who waits for it probes it when its time has come.
+            if now <= down.until + overdue
+            and (_is_for_the_administrator(down) or now - down.since > spool.warn_after)
+        ]
+
+
+def _is_for_the_administrator(down: Down) -> bool:
+    """It will not pass by itself: the login is refused, or this machine lacks a token, a secret, a certificate, dnspython."""
+    return down.command == AUTH or (not down.command and down.status in _SETTINGS)
 
 
 def _failed(queue: Queue, lying: list[Place]) -> Problem:
@@ -188,17 +200,10 @@ def _due_since(queue: Queue, place: Place, now: float, retry_max: float) -> floa
 
 def _unreadable(queue: Queue, place: Place) -> str:
     """Why the file cannot be read as a message, "" when it can or has gone."""
-    try:
-        entry = queue.read(place)
-    except UnknownVersion as exc:
-        return f"left alone: its format is version {exc}"
-    except BrokenRecord as exc:
-        return f"broken: {exc}"
-    except OSError as exc:
-        return f"cannot be read: {exc.strerror}"
+    entry, problem = opened(queue, place)
     if entry is not None:
         entry.close()
-    return ""
+    return problem
 
 
 def _try_to_write(queue: Queue) -> None:

@@ -7,10 +7,9 @@ understood without it, for argparse takes 20 ms.
 
 import posix
 import time
-from _signal import SIG_DFL, SIG_IGN, SIGINT, SIGTERM, getsignal, signal  # type: ignore[import-not-found]
 
 from minisend.admin.owner import become_owner
-from minisend.admin.terminal import write
+from minisend.admin.signals import EndingOnSignals
 from minisend.config.load import load
 from minisend.config.sections import Config
 from minisend.errors import UsageError
@@ -21,15 +20,14 @@ if TYPE_CHECKING:
     from argparse import Namespace
 
     from minisend.admin import filters
-    from minisend.delivery.attempt import Summary
-    from minisend.delivery.flush import Selection, Stop
+    from minisend.delivery.flush import Selection
 
 
 class _Flush:
     """What argparse makes of a ``flush`` whose arguments are words of ``_PLAIN`` and nothing else."""
 
     command = "flush"
-    all = quiet = verbose = background = False
+    all = quiet = verbose = json = background = False
     ids: "tuple[str, ...]" = ()
     recipient = None
 
@@ -51,6 +49,8 @@ def main(arguments: list[str], config_file: str | None) -> int:
     from minisend.admin.arguments import parser
 
     asked = parser().parse_args(arguments)
+    if asked.command is None:
+        raise UsageError("expected a command (got nothing): see minisend --help")
     try:
         return _COMMANDS[asked.command](asked, config_file)
     except BrokenPipeError:
@@ -159,7 +159,7 @@ def _setup(asked: "Namespace", config_file: str | None) -> int:
 
 
 def _doctor(asked: "Namespace", config_file: str | None) -> int:
-    from minisend.admin.doctor import doctor
+    from minisend.admin.doctor.report import doctor
 
     return doctor(config_file, as_json=asked.json)
 
@@ -167,12 +167,14 @@ def _doctor(asked: "Namespace", config_file: str | None) -> int:
 def _story(asked: "Namespace", config_file: str | None) -> int:
     from minisend.admin.story import show_story
 
-    return show_story(_load(config_file).spool.path, asked.id, as_json=asked.json)
+    return show_story(_load(config_file), asked.id, as_json=asked.json)
 
 
 def _flush(asked: "Namespace | _Flush", config_file: str | None) -> int:
     if asked.ids and (asked.all or asked.recipient):
         raise UsageError("flush: name messages, or use --all or --recipient, not both")
+    if asked.json and asked.quiet:
+        raise UsageError("flush: --json or --quiet, not both")
     if asked.recipient == "":
         raise UsageError("flush: --recipient: expected a domain (got nothing)")
     if asked.background:
@@ -180,19 +182,28 @@ def _flush(asked: "Namespace | _Flush", config_file: str | None) -> int:
         from minisend.log import Log
 
         stop = Stop()
-        with _EndingOnSignals(stop):
+        with EndingOnSignals(stop):
             return background_flush(
                 _load_as_owner(config_file), Log(syslog=True, stderr=False), stop
             )
 
-    from minisend.delivery.flush import Selection, Stop
+    from minisend.admin.flush import flush
+    from minisend.delivery.flush import Selection
 
     selection = Selection(
         everything=asked.all,
         ids=tuple(asked.ids),
         domain=(asked.recipient or "").encode("utf-8", "surrogateescape"),
     )
-    return flush_once(selection, config_file, quiet=asked.quiet, verbose=asked.verbose)
+    as_root = posix.geteuid() == 0
+    return flush(
+        _load_as_owner(config_file),
+        selection,
+        as_root=as_root,
+        quiet=asked.quiet,
+        verbose=asked.verbose,
+        as_json=asked.json,
+    )
 
 
 def _run(asked: "Namespace", config_file: str | None) -> int:
@@ -202,7 +213,7 @@ def _run(asked: "Namespace", config_file: str | None) -> int:
 
     config = _load(config_file)
     stop = Stop()
-    with _EndingOnSignals(stop):
+    with EndingOnSignals(stop):
         return run(
             config,
             log=service_log(),
@@ -213,123 +224,12 @@ def _run(asked: "Namespace", config_file: str | None) -> int:
         )
 
 
-class _EndingOnSignals:
-    """SIGTERM and SIGINT end the transactions that are under way, and then the run; a second one ends at once."""
+def flush_once(selection: "Selection", config_file: str | None) -> int:
+    """``sendmail -q``.  Returns the exit code."""
+    from minisend.admin.flush import flush
 
-    def __init__(self, stop: "Stop") -> None:
-        self._stop = stop
-        self._before = {each: getsignal(each) for each in (SIGTERM, SIGINT)}
-
-    def _ask(self, number: int, frame: object) -> None:
-        for each in self._before:
-            signal(each, SIG_DFL)
-        self._stop.ask()
-
-    def __enter__(self) -> None:
-        for each, handler in self._before.items():
-            if handler != SIG_IGN:
-                signal(each, self._ask)
-
-    def __exit__(self, *exc_info: object) -> None:
-        for each, handler in self._before.items():
-            signal(each, handler)
-
-
-def flush_once(
-    selection: "Selection", config_file: str | None, *, quiet: bool, verbose: bool = False
-) -> int:
-    """Deliver the selected messages, with a bar on a terminal and a line at the end.  Returns the exit code.
-
-    ``verbose``  the dialogue with each server, on standard error in place of the bar
-    """
-    from minisend.admin.progress import Progress
-    from minisend.delivery.flush import Stop, flush
-    from minisend.delivery.workers import processes
-    from minisend.log import Log
-
-    stop = Stop()
-    config = _load_as_owner(config_file)
-    if config.submission.socket and not is_own(config.spool.path):
-        return _flush_served(selection, config.submission.socket, quiet=quiet)
-    # Quiet stays quiet: what cron is told it mails, which the next run delivers and logs, without end.
-    log = Log(syslog=True, stderr=False, fallback=not quiet)
-    # Lines on standard error show the progress themselves, and would be written into the bar.
-    bar = Progress("flushing", shown=not quiet and not verbose and not log.on_stderr)
-    with _EndingOnSignals(stop), bar as progress:
-        summary = flush(
-            config,
-            selection,
-            log=log,
-            progress=progress,
-            stop=stop,
-            processes=1 if verbose else processes(),
-            trace=(lambda text: write(2, text + "\n")) if verbose else None,
-        )
-    if not quiet:
-        try:
-            write(1, _summary_line(summary, selection, config.spool.path) + "\n")
-        except BrokenPipeError:
-            pass
-    return summary.exit_code
-
-
-def _flush_served(selection: "Selection", socket: str, *, quiet: bool) -> int:
-    """Of a queue that is another account's: the caller's own messages, all of them."""
-    from minisend.admin.served import flush, not_allowed
-
-    if (
-        selection.ids
-        or selection.domain
-        or selection.id_part
-        or selection.sender_part
-        or selection.recipient_part
-    ):
-        raise not_allowed("flush of chosen messages")
-    answer = flush(socket)
-    if not quiet:
-        write(1, answer + "\n")
-    return 0
-
-
-def _summary_line(summary: "Summary", selection: "Selection", spool: str) -> str:
-    """What the flush came to, in words."""
-    others = []
-    if summary.skipped:
-        others.append(f"{summary.skipped} being delivered by another process")
-    if summary.broken:
-        others.append(f"{summary.broken} not readable, see the log")
-    if summary.stopped:
-        others.append("stopped before the end")
-    if not summary.tried:
-        if others:
-            return ", ".join(["nothing delivered", *others])
-        return _nothing_tried(selection, spool)
-    counts = [
-        f"{summary.delivered} delivered",
-        f"{summary.deferred} waiting",
-        f"{summary.failed} failed",
-    ]
-    return ", ".join(counts + others)
-
-
-def _nothing_tried(selection: "Selection", spool: str) -> str:
-    """Why nothing was tried: the queue is empty, nothing in it was meant, or all that is in it waits."""
-    from minisend.admin.listing import clock, open_queue, places
-
-    queue = open_queue(spool)
-    if queue is None:
-        return "nothing to deliver: the queue is empty"
-    with queue:
-        due = sorted(place.due for state in ("new", "cur") for place in places(queue, state))
-    if not due:
-        return "nothing to deliver: the queue is empty"
-    if selection.domain or selection.id_part or selection.sender_part or selection.recipient_part:
-        return "nothing to deliver: no message matches"
-    now = time.time()
-    if due[0] <= now:
-        # It came, or its time did, after the flush had looked.
-        return f"nothing was due: {len(due)} waiting, the next attempt is due now"
-    return f"nothing is due: {len(due)} waiting, the next attempt is at {clock(due[0], now)}"
+    as_root = posix.geteuid() == 0
+    return flush(_load_as_owner(config_file), selection, as_root=as_root, quiet=True)
 
 
 _COMMANDS = {

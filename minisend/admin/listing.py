@@ -4,9 +4,9 @@ Takes no lock and changes nothing.  Names are listed at the start, a file is ope
 envelope and its tail are read.  A flusher may be moving files meanwhile; a message that moved between the listing and
 the look is looked for at the end, and none is shown twice.
 
-A message that waits for a destination that is down was perhaps never attempted itself: then the status file of the
-destination says why it waits (``minisend.delivery.destination``), see ``Reasons``.  Where there is none and the smarthost
-has a ``rate``, it was put off for that.
+A message that waits for a destination that is down was perhaps never attempted itself, or not since something else was
+wrong: then the status file of the destination says why it waits (``minisend.delivery.destination``), see ``Reasons``.
+Where there is none and the smarthost has a ``rate``, it was put off for that.
 
     queue name (Postfix)   state      marker (mailq)   it is
     active                 any        *                claimed by a process at this moment
@@ -100,14 +100,18 @@ class Listed:
         return [(index, self.outcome(index)) for index in indexes]
 
     def outcome(self, index: int) -> Outcome | None:
-        """The last outcome of this recipient; of one never attempted, why its destination was not tried for it."""
+        """The last outcome of this recipient; of one that was put off since, why its destination was not tried for it."""
         entry = self.entry
         if entry is None:
             return None
         outcome = entry.latest.get(index)
-        if outcome is None and self.state == "deferred" and self._reasons is not None:
+        if self.state != "deferred" or self._reasons is None:
+            return outcome
+        if outcome is None:
             return self._reasons.of(entry, index)
-        return outcome
+        if outcome.final:
+            return outcome
+        return self._reasons.since(entry, index, outcome, self.place.due) or outcome
 
     def address(self, index: int) -> str:
         """The recipient's address as it may be shown."""
@@ -120,7 +124,7 @@ class Listed:
 
 
 class Reasons:
-    """Why a recipient waits that was never attempted: what is known of its next hop.
+    """Why a recipient waits that was never attempted, or not lately: what is known of its next hop.
 
     ``config``  gives the configuration, None where it cannot be had: then no reason is known
 
@@ -130,6 +134,7 @@ class Reasons:
     def __init__(self, config: "Callable[[], Config | None]") -> None:
         self._config = config
         self._get: Callable[[Entry, int], Down | None] | None = None
+        self._newest: float | None = None
 
     def of(self, entry: Entry, index: int) -> Outcome | None:
         """What stands for an outcome of this recipient, None when nothing is wrong with its next hop."""
@@ -137,6 +142,22 @@ class Reasons:
             self._get = self._getter()
         down = self._get(entry, index)
         return None if down is None else down.outcome(index)
+
+    def since(self, entry: Entry, index: int, outcome: Outcome, due: float) -> Outcome | None:
+        """The same of one with an ``outcome``, where it waits until ``due`` for what was learnt later; else None."""
+        if self._newest is None:
+            config = self._config()
+            self._newest = _newest(config.spool.path) if config else 0.0
+        if outcome.at >= self._newest:
+            return None
+        if self._get is None:
+            self._get = self._getter()
+        down = self._get(entry, index)
+        # One that was put off is due at the next probe or before; what is due later has been tried, or has a wait of its own.
+        # That the rate is used up is known of this moment only, and nothing that was learnt.
+        if down is None or not outcome.at < down.at <= self._newest or due > down.until:
+            return None
+        return down.outcome(index)
 
     def _getter(self) -> "Callable[[Entry, int], Down | None]":
         config = self._config()
@@ -171,6 +192,13 @@ class Reasons:
             return known[hop.name]
 
         return get
+
+
+def _newest(spool: str) -> float:
+    """When something was last learnt of a destination that is down, 0.0 when nothing is known of any."""
+    from minisend.delivery.destination import Destinations
+
+    return max((down.at for _, down in Destinations(spool).all()), default=0.0)
 
 
 def open_queue(
@@ -297,23 +325,28 @@ def _names(queue: Queue, state: str) -> list[str]:
         raise
 
 
+def opened(queue: Queue, place: Place) -> tuple[Entry | None, str]:
+    """The message that lies there, or why its file cannot be read as one; neither when it is gone."""
+    try:
+        return queue.read(place), ""
+    except UnknownVersion as exc:
+        return None, f"left alone: its format is version {exc}"
+    except BrokenRecord as exc:
+        return None, f"broken: {exc}"
+    except OSError as exc:
+        return None, f"cannot be read: {exc.strerror}"
+
+
 def _look(
     queue: Queue, place: Place, claimed: set[tuple[int, int]], reasons: Reasons | None
 ) -> Listed | None:
     """The message that lies there, None when it is gone."""
-    try:
-        entry = queue.read(place)
-    except UnknownVersion as exc:
-        problem = f"left alone: its format is version {exc}"
-    except BrokenRecord as exc:
-        problem = f"broken: {exc}"
-    except OSError as exc:
-        problem = f"cannot be read: {exc.strerror}"
-    else:
-        if entry is None:
-            return None
+    entry, problem = opened(queue, place)
+    if entry is not None:
         active = bool(claimed) and entry.identity in claimed
         return Listed(place, entry, "", entry.envelope.arrived, entry.size, active, reasons)
+    if not problem:
+        return None
     try:
         there = posix.stat(place.name, dir_fd=queue.directory(place.state), follow_symlinks=False)
     except FileNotFoundError:

@@ -12,6 +12,7 @@ import posix
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from urllib.parse import parse_qs, urlsplit
 
 from minisend.admin.terminal import BOLD, Paint, printable, write
 from minisend.config.sections import Config, Smarthost
@@ -77,7 +78,9 @@ def login(config: Config, name: str, method: str) -> int:
 def _smarthost(config: Config, name: str) -> Smarthost:
     smarthost = config.named_smarthost(name)
     if smarthost is None and name:
-        raise UsageError(f"login: {name}: no such smarthost in the configuration")
+        there = ", ".join(sorted(config.smarthosts)) or "none"
+        file = config.file or "any configuration"
+        raise UsageError(f"login: {printable(name)}: no such smarthost in {file} (there: {there})")
     if smarthost is None:
         raise ConfigError("[smarthost]: expected this table for a login (got nothing)")
     return smarthost
@@ -94,10 +97,14 @@ def _room(store: Store) -> Iterator[Replacement]:
 
 
 def _show_page(client: clients.Client, page: str) -> None:
+    port = urlsplit(parse_qs(urlsplit(page).query)["redirect_uri"][0]).port
     write(
         1,
         f"Open this page in a browser on this machine, and log in as {printable(client.account)}:\n\n"
-        f"    {page}\n\nWaiting for the browser to come back ...\n",
+        f"    {page}\n\n"
+        "The browser runs elsewhere?  There, first, forward the port on which it comes back:\n\n"
+        f"    ssh -L {port}:127.0.0.1:{port} {posix.uname().nodename}\n\n"
+        "Waiting for the browser to come back ...\n",
     )
 
 

@@ -22,13 +22,23 @@ import json
 import posix
 import shutil
 import time
-import unicodedata
 from collections.abc import Iterable, Iterator
 from typing import Any
 
 from minisend.admin.filters import Filter
 from minisend.admin.listing import Listed, Reasons, clock, messages, named, open_queue
-from minisend.admin.terminal import BOLD, CYAN, DIM, RED, YELLOW, Batch, Paint, printable
+from minisend.admin.terminal import (
+    BOLD,
+    CYAN,
+    DIM,
+    RED,
+    YELLOW,
+    Batch,
+    Paint,
+    cut,
+    padded,
+    printable,
+)
 from minisend.config.sections import Config
 from minisend.envelope import Outcome
 from minisend.errors import UsageError
@@ -205,7 +215,7 @@ class _Table:
         return f"{messages_in_words(self.count)}, {size(self._octets)}\n"
 
     def _cells(self, queue_id: str, state: str, octets: str, due: str, sender: str, to: str) -> str:
-        sender = _padded(self._fit(sender, self._share), self._share)
+        sender = padded(self._fit(sender, self._share), self._share)
         return (
             f"{self._fit(queue_id, 16):16} {state} {octets:>5} {due:12} {sender} {to}".rstrip()
             + "\n"
@@ -213,31 +223,6 @@ class _Table:
 
     def _fit(self, text: str, columns: int) -> str:
         return cut(text, columns) if self._cut else text
-
-
-def _columns(char: str) -> int:
-    """How many columns of a terminal a character takes (Unicode Standard Annex 11)."""
-    if unicodedata.combining(char):
-        return 0
-    return 2 if unicodedata.east_asian_width(char) in "WF" else 1
-
-
-def _length(text: str) -> int:
-    return len(text) if text.isascii() else sum(map(_columns, text))
-
-
-def _padded(text: str, columns: int) -> str:
-    return text + " " * (columns - _length(text))
-
-
-def cut(text: str, columns: int) -> str:
-    """``text`` in at most so many columns, an ellipsis for what is left out."""
-    if _length(text) <= columns:
-        return text
-    kept = text[: columns - 1]
-    while _length(kept) > columns - 1:
-        kept = kept[:-1]
-    return kept + "…"
 
 
 def messages_in_words(count: int) -> str:

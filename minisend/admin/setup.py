@@ -13,6 +13,7 @@ Packages bring the account and the directories by sysusers.d and tmpfiles.d inst
 
 import errno
 import os
+import shutil
 import stat
 
 from minisend.admin import account
@@ -21,7 +22,14 @@ from minisend.config.files import SYSTEM_FILE, SYSTEM_SPOOL
 from minisend.config.sections import Config
 from minisend.errors import CreateError, MinisendError, PermissionDenied, SpoolError
 from minisend.spool import disk
-from minisend.spool.layout import ACCOUNT, DIRECTORIES, SOCKET_DIRECTORY, UNITS, Directory
+from minisend.spool.layout import (
+    ACCOUNT,
+    DIRECTORIES,
+    SECRETS,
+    SOCKET_DIRECTORY,
+    UNITS,
+    Directory,
+)
 from minisend.spool.place import open_queue
 
 #: There while systemd is process 1, see sd_booted(3).
@@ -34,6 +42,7 @@ _EXAMPLE = """\
     host = "smtp.example.org"
     username = "user"
     password_file = "{}"
+
 """
 
 
@@ -75,6 +84,8 @@ def setup_system(root: str, *, dry_run: bool) -> int:
     if os.geteuid() != 0:
         raise PermissionDenied("setup --system: only root can do this")
     root = os.path.realpath(root).rstrip("/") if root else ""
+    if root and not os.path.isdir(f"{root}/etc"):
+        raise CreateError(f"{root}/etc: is no directory: expected the root directory of a machine")
     system = _System(root, _Steps(dry_run))
     try:
         system.settle()
@@ -232,7 +243,8 @@ def _failed(path: str, exc: OSError) -> CreateError:
 def _next_for_system() -> str:
     lines = ["", "Next:"]
     if not os.path.exists(SYSTEM_FILE):
-        lines.append(f"  write {SYSTEM_FILE}, see minisend.toml(5)")
+        secret = f"{SECRETS}/smarthost"
+        lines += _example(SYSTEM_FILE, secret, f"install -g {ACCOUNT} -m 640 /dev/stdin {secret}")
     if os.path.isdir(BOOTED):
         lines.append(f"  systemctl enable --now {' '.join(UNITS)}")
     else:
@@ -266,19 +278,32 @@ def setup_own(config: Config, *, dry_run: bool) -> int:
     steps.add(queue, "mode 0700", made=owner is None)
     steps.write()
     lines = ["", "Next:"]
+    if os.geteuid() == 0 and not os.path.lexists(SYSTEM_SPOOL):
+        lines += ["  one queue for all users instead of root's own: minisend setup --system"]
     if config.file is None:
         file = _own_file()
         secret = f"{os.path.dirname(file)}/secret"
-        lines += [f"  write {printable(file)}, for a smarthost:", ""]
-        lines += [*_EXAMPLE.format(printable(secret)).splitlines(), ""]
+        lines += _example(file, secret, f"install -m 600 /dev/stdin {secret}")
     lines += [
         "  have something serve the queue: minisend run, or one of",
         "    systemctl --user enable --now minisend.timer",
-        "    */5 * * * * minisend flush --quiet    (a line of crontab -e)",
+        # By its path: that of cron is short.
+        f"    */5 * * * * {shutil.which('minisend') or 'minisend'} flush --quiet    (a line of crontab -e)",
         "  minisend doctor",
     ]
     write(1, "\n".join(lines) + "\n")
     return 0
+
+
+def _example(file: str, secret: str, command: str) -> list[str]:
+    """What to write, and how the password gets to where only the delivery reads it."""
+    return [
+        f"  write {printable(file)}, see minisend.toml(5); for a smarthost:",
+        "",
+        *_EXAMPLE.format(printable(secret)).splitlines(),
+        "  write the password, and then ^D:",
+        f"    {printable(command)}",
+    ]
 
 
 def _own_file() -> str:

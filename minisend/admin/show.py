@@ -23,18 +23,17 @@ JSON has the keys of ``minisend queue --json``, history included, and these:
 
 import codecs
 import json
-import posix
 import time
 from collections.abc import Iterable
 from typing import Any
 
 from minisend.admin.listing import Listed, Reasons, named, open_queue
 from minisend.admin.queue import COLOURS, as_object, next_attempt, not_there, outcomes
-from minisend.admin.terminal import BOLD, DIM, Paint, printable, write
+from minisend.admin.terminal import BOLD, DIM, Paint, printable, write, write_octets
 from minisend.config.sections import Config
 from minisend.delivery.outgoing import Outgoing
 from minisend.envelope import FAILED, Outcome
-from minisend.errors import DataError, SystemFault
+from minisend.errors import DataError
 from minisend.message.header import split
 from minisend.smtp.wire import crlf
 from minisend.spool.record import BrokenRecord, Requeue, parse_ranges
@@ -89,17 +88,7 @@ def _write_raw(listed: Listed, config: Config, *, headers: bool) -> None:
         raise _broken(listed, config, listed.problem)
     outgoing = Outgoing(listed.entry, config)
     for octets in [outgoing.header] if headers else outgoing.octets():
-        _write_octets(octets)
-
-
-def _write_octets(octets: bytes) -> None:
-    try:
-        while octets:
-            octets = octets[posix.write(1, octets) :]
-    except BrokenPipeError:
-        raise
-    except OSError as exc:
-        raise SystemFault(f"cannot write to descriptor 1: {exc.strerror}") from exc
+        write_octets(1, octets)
 
 
 def _write_text(pieces: Iterable[bytes]) -> None:
@@ -296,5 +285,5 @@ def _recipient(listed: Listed, entry: Entry, index: int) -> dict[str, str]:
 
 
 def _unfolded(value: bytes) -> bytes:
-    """RFC 5322 section 2.2.3: without the line ends, which white space follows."""
-    return value.replace(b"\n", b"").strip()
+    """RFC 5322 section 2.2.3: without the line ends, which white space follows; a tab is a space."""
+    return value.replace(b"\n", b"").replace(b"\t", b" ").strip()

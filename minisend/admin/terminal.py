@@ -32,11 +32,15 @@ def printable(value: bytes | str) -> str:
 
 
 def write(fd: int, text: str) -> None:
-    """All of ``text`` as UTF-8.
+    """All of ``text`` as UTF-8.  Raises as ``write_octets``."""
+    write_octets(fd, text.encode("utf-8", "backslashreplace"))
+
+
+def write_octets(fd: int, octets: bytes) -> None:
+    """All of them.
 
     Raises BrokenPipeError when nobody reads any more, SystemFault for any other failure.
     """
-    octets = text.encode("utf-8", "backslashreplace")
     try:
         while octets:
             octets = octets[posix.write(fd, octets) :]
@@ -100,10 +104,31 @@ class Paint:
         return f"\x1b[{style}m{text}\x1b[0m" if self._on and text else text
 
 
+def width(text: str) -> int:
+    """How many columns of a terminal it takes (Unicode Standard Annex 11)."""
+    if text.isascii():
+        return len(text)
+    from unicodedata import combining, east_asian_width
+
+    return sum(0 if combining(c) else 2 if east_asian_width(c) in "WF" else 1 for c in text)
+
+
+def padded(text: str, columns: int) -> str:
+    """``text`` with spaces up to so many columns."""
+    return text + " " * (columns - width(text))
+
+
+def cut(text: str, columns: int) -> str:
+    """``text`` in at most so many columns, an ellipsis for what is left out."""
+    if width(text) <= columns:
+        return text
+    kept = text[: columns - 1]
+    while width(kept) > columns - 1:
+        kept = kept[:-1]
+    return kept + "…"
+
+
 def aligned(rows: "list[tuple[str, ...]]") -> list[str]:
     """Each row as a line: two spaces between columns, each as wide as its longest cell, none behind the last."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return [
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-        for row in rows
-    ]
+    columns = [max(map(width, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join(map(padded, row, columns)).rstrip() for row in rows]

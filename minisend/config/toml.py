@@ -21,7 +21,16 @@ def parse(path: str, text: str) -> "dict[str, Any]":
         return tomllib.loads(text)
     except (ValueError, RecursionError) as exc:
         # ValueError: TOMLDecodeError is one, and so is an integer of more than 4,300 digits.
-        raise ConfigError(f"{path}: not TOML: {exc}") from exc
+        raise ConfigError(_with_line(path, str(exc))) from exc
+
+
+def _with_line(path: str, what: str) -> str:
+    """The line as other mistakes have it: behind the file, where editors look for it."""
+    text, found, place = what.rpartition(" (at line ")
+    line, _, column = place.removesuffix(")").partition(", ")
+    if not (found and line.isdecimal()):
+        return f"{path}: not TOML: {what}"
+    return f"{path}:{line}: not TOML: {text} (at {column})"
 
 
 def scan(text: str) -> "dict[str, Any] | None":

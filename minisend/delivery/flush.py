@@ -189,7 +189,9 @@ def new_run(config: Config, queue: Queue, summary: Summary, log: Log) -> Run:
         # dnspython and subprocess import it.  By a lane it would be taken for the main thread's, and fail at the end.
         import threading  # noqa: F401
 
-        mx.find_dnspython()
+        from minisend.delivery import site_packages
+
+        site_packages.reach()
     return Run(
         config,
         log,

@@ -130,16 +130,6 @@ class NoAnswer(LookupFailed):
     """Seam: no server said anything, for as long as it was given."""
 
 
-def find_dnspython() -> None:
-    """Look for it where python3 -S, by which packages start this program, does not."""
-    import sys
-
-    if sys.flags.no_site and "site" not in sys.modules:
-        import site
-
-        site.main()
-
-
 def dns_query(settings: Dns) -> Query:
     """A ``Query`` over dnspython, which is imported with the first question (62 ms)."""
     resolver = None

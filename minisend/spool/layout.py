@@ -34,7 +34,7 @@ class Directory:
 
 # In the order in which they are made: nothing is made below what is not as it should be.
 DIRECTORIES = (
-    Directory("/etc/minisend", 0o755, "root", "root", "configuration"),
+    Directory("/etc/minisend", 0o755, "root", "root", "settings"),
     Directory(SECRETS, 0o750, "root", ACCOUNT, "secrets"),
     Directory(SYSTEM_SPOOL, 0o755, "root", "root", "spool"),
     Directory(f"{SYSTEM_SPOOL}/queue", 0o700, ACCOUNT, ACCOUNT, "queue"),

@@ -7,6 +7,7 @@ import posix
 import pytest
 
 from minisend.admin.command import main
+from minisend.delivery.destination import Destinations, Down
 from minisend.envelope import FAILED, Outcome
 from minisend.errors import ConfigError
 from minisend.spool import disk
@@ -219,6 +220,54 @@ def test_queue_that_cannot_be_made(crafted, check, monkeypatch):
         f"not ok: {crafted.path}: does not exist, and uid {os.geteuid()} cannot make it in "
         f"{crafted.path.parent}",
     )
+
+
+PLACE = "[smtp.example.org]:587"
+REFUSED = Down(
+    since=NOW - 60,
+    failures=1,
+    counted=(NOW - 60,),
+    until=int(NOW) + 240,
+    status="4.4.1",
+    reason="connect to [192.0.2.1]:587: Connection refused",
+    remote_mta="[192.0.2.1]:587",
+    diagnostic="",
+    command="",
+    at=NOW - 60,
+)
+LOGIN = REFUSED.but(status="4.7.8", reason="host x refused user name or password", command="AUTH")
+TOKEN = REFUSED.but(status="4.7.8", reason="no tokens: run: minisend login", remote_mta="")
+SECRET = REFUSED.but(status="4.3.5", reason="password_file: cannot be opened", remote_mta="")
+LONG = REFUSED.but(since=NOW - 4 * 3600 - 1)
+
+
+@pytest.mark.parametrize(
+    ("down", "told"),
+    [
+        pytest.param(REFUSED, False, id="for a minute"),
+        pytest.param(LONG, True, id="longer than warn_after"),
+        pytest.param(LOGIN, True, id="login"),
+        pytest.param(TOKEN, True, id="token"),
+        pytest.param(SECRET, True, id="secret"),
+        pytest.param(LOGIN.but(until=int(NOW) - 1801), False, id="nobody probes it any more"),
+    ],
+)
+def test_destination(crafted, check, refused, down, told):
+    crafted.add(full(1))
+    crafted.attempt(full(1), [refused(0)], until=NOW + 60)
+    Destinations(str(crafted.path)).put(PLACE, down)
+    text = f"{PLACE}: {down.reason}"
+    assert check() == ((1, f"not ok: {text}") if told else (0, "ok: 1 message waiting, 50G free"))
+    problems = json.loads(check("--json")[1])["problems"]
+    assert problems == ([{"kind": "destination", "text": text}] if told else [])
+
+
+def test_destination_that_nobody_waits_for(crafted, check):
+    """The last message for it was removed."""
+    crafted.add(full(1))
+    crafted.attempt(full(1), [], state="hold")
+    Destinations(str(crafted.path)).put(PLACE, LONG)
+    assert check() == (0, "ok: 0 messages waiting, 1 held, 50G free")
 
 
 def test_several_problems_are_one_line(crafted, check, moved):

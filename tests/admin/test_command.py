@@ -1,5 +1,6 @@
 """The minisend command: its arguments, its summary line, its exit codes."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -7,10 +8,12 @@ from pathlib import Path
 import pytest
 
 import minisend
-from minisend.admin import command
+from minisend.admin import command, flush
 from minisend.admin.command import main
 from minisend.delivery import flush as engine
+from minisend.delivery.destination import Destinations, Down
 from minisend.errors import PermissionDenied, UsageError
+from minisend.log import Log
 
 NOW = 1795440600.0
 CHECKOUT = Path(minisend.__file__).parents[1]
@@ -19,9 +22,13 @@ CHECKOUT = Path(minisend.__file__).parents[1]
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ([], "the following arguments are required: COMMAND"),
+        ([], "expected a command (got nothing): see minisend --help"),
+        (["--what"], "unrecognized arguments: --what"),
+        (["queue", "-C", "x.toml"], "-C FILE comes first: minisend -C FILE COMMAND"),
+        (["queue", "-Cx.toml"], "-C FILE comes first: minisend -C FILE COMMAND"),
         (["flsh"], "invalid choice: 'flsh'"),
         (["flush", "--al"], "unrecognized arguments: --al"),
+        (["flush", "--json", "--quiet"], "flush: --json or --quiet, not both"),
         (["flush", "--recipient"], "argument --recipient: expected one argument"),
         (["flush", "--recipient", ""], "--recipient: expected a domain (got nothing)"),
         (
@@ -80,18 +87,34 @@ def test_usage_error_as_a_process():
     )
 
 
-def test_version(capsys):
+def test_version(capfd):
     with pytest.raises(SystemExit) as caught:
         main(["--version"], None)
     assert caught.value.code == 0
-    assert capsys.readouterr() == (f"minisend {minisend.__version__}\n", "")
+    assert capfd.readouterr() == (f"minisend {minisend.__version__}\n", "")
 
 
-def test_help_names_every_command_and_no_hidden_option(capsys):
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["queue", "--help"]])
+def test_help_that_cannot_be_written(arguments):
+    """Said in one line; the interpreter itself finds it out at its end, and writes a trace."""
+    with open("/dev/full", "w", encoding="ascii") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "minisend", *arguments],
+            cwd=CHECKOUT,
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    said = "minisend: cannot write to descriptor 1: No space left on device\n"
+    assert (done.returncode, done.stderr) == (71, said)
+
+
+def test_help_names_every_command_and_no_hidden_option(capfd):
     for arguments in (["--help"], ["flush", "--help"]):
         with pytest.raises(SystemExit):
             main(arguments, None)
-    out = capsys.readouterr().out
+    out = capfd.readouterr().out
     assert all(f"\n    {name} " in out for name in command._COMMANDS)
     assert "--background" not in out
 
@@ -134,6 +157,50 @@ def flushed(crafted, monkeypatch, capfd):
 def test_summary_line_and_exit_code(flushed, counts, code, line):
     assert flushed(engine.Summary(**counts)) == (code, line + "\n", "", engine.Selection())
     assert flushed(engine.Summary(**counts), "--quiet") == (code, "", "", engine.Selection())
+
+
+def test_what_is_down_is_said(flushed, crafted, monkeypatch):
+    """Of this run; and not where the log says it, nor with --quiet."""
+    down = Down(
+        *(NOW, 0, (), int(NOW) + 300, "4.3.5", "password_file: cannot be opened", "", "", "", NOW)
+    )
+    crafted.add("0000000000000001")
+    destinations = Destinations(str(crafted.path))
+    destinations.put("shop:[smtp.example.org]:587", down)
+    destinations.put("[smtp.example.org]:587", down.but(at=NOW - 1, reason="of an earlier run"))
+    waits = engine.Summary(tried=1, deferred=1)
+    said = "shop:[smtp.example.org]:587: password_file: cannot be opened\n"
+    for on_stderr, arguments, expected in (
+        (False, (), said),
+        (False, ("-v",), said),
+        (False, ("--quiet",), ""),
+        (True, (), ""),
+    ):
+        monkeypatch.setattr(Log, "on_stderr", on_stderr)
+        assert flushed(waits, *arguments)[2] == expected
+    for on_stderr in (False, True):
+        monkeypatch.setattr(Log, "on_stderr", on_stderr)
+        code, out, err, _ = flushed(waits, "--json")
+        assert (code, err, out.count("\n")) == (75, "", 1)
+        assert json.loads(out) == {
+            "tried": 1,
+            "delivered": 0,
+            "waiting": 1,
+            "failed": 0,
+            "skipped": 0,
+            "unreadable": 0,
+            "stopped": False,
+            "destinations": [
+                {
+                    "destination": "shop:[smtp.example.org]:587",
+                    "reason": "password_file: cannot be opened",
+                }
+            ],
+        }
+    monkeypatch.setattr(Log, "on_stderr", False)
+    delivered = engine.Summary(tried=1, delivered=1)
+    assert flushed(delivered)[2] == ""
+    assert json.loads(flushed(delivered, "--json")[1])["destinations"] == []
 
 
 @pytest.mark.parametrize(
@@ -181,7 +248,7 @@ def test_nothing_tried_beside_a_message_that_was_never_tried(
 def test_a_part_that_matches_nothing(crafted, part):
     crafted.add("0000000000000001")
     selection = engine.Selection(everything=True, **{part: b"x"})
-    line = command._summary_line(engine.Summary(), selection, str(crafted.path))
+    line = flush._summary_line(engine.Summary(), selection, str(crafted.path))
     assert line == "nothing to deliver: no message matches"
 
 
@@ -198,7 +265,7 @@ def test_queue_for_a_reader_that_left(crafted, monkeypatch):
     crafted.add("0000000000000001")
     monkeypatch.setattr("minisend.admin.terminal.posix.write", gone)
     assert main(["queue"], str(crafted.config)) == 0
-    assert command._summary_line(engine.Summary(tried=1, deferred=1), engine.Selection(), "") == (
+    assert flush._summary_line(engine.Summary(tried=1, deferred=1), engine.Selection(), "") == (
         "0 delivered, 1 waiting, 0 failed"
     )
 
@@ -209,4 +276,26 @@ def test_a_part_of_a_queue_of_somebody_elses_is_not_flushed(part, monkeypatch):
     monkeypatch.setattr("minisend.admin.served.flush", lambda socket: pytest.fail("asked for all"))
     chosen = engine.Selection(**{part: ("0000000000000001",) if part == "ids" else b"ann"})
     with pytest.raises(PermissionDenied):
-        command._flush_served(chosen, "/no.sock", quiet=True)
+        flush._flush_served(chosen, "/no.sock", quiet=True)
+    with pytest.raises(PermissionDenied, match=r"^flush --json: "):
+        flush._flush_served(engine.Selection(), "/no.sock", quiet=False, as_json=True)
+
+
+def test_root_does_not_try_without_what_only_the_service_is_given(system):
+    """It would put the mail off, for the service too."""
+    assert system.minisend("setup", "--system")[0] == 0
+    system.write(
+        "etc/minisend/config.toml",
+        '[smarthosts.shop]\nhost = "smtp.example.org"\nusername = "u"\ncredential = "mail"\n',
+    )
+    assert system.minisend("flush", "--all") == (
+        78,
+        "",
+        "minisend: flush: the credential mail is given to the service alone: systemctl start minisend-deliver, or "
+        "systemd-run --pipe --wait -p User=minisend -p LoadCredential=mail:/path/to/secret minisend flush --all\n",
+    )
+    empty = (0, "nothing to deliver: the queue is empty\n", "")
+    # That is how the second of the two runs it.
+    assert system.minisend("flush", "--all", uid=system.number("minisend")) == empty
+    system.mounts = "export CREDENTIALS_DIRECTORY=/run/credentials"
+    assert system.minisend("flush", "--all") == empty

@@ -9,10 +9,14 @@ import subprocess
 import threading
 
 import pytest
-from admin.system import ALICE, HOSTNAME
+from admin.system import ALICE, HOSTNAME, ROOT
+from peers.unpacked import unavailable
 
-from minisend.admin import doctor as module
 from minisend.admin.command import main
+from minisend.admin.doctor import machine, report, systemd
+from minisend.config.load import load
+from minisend.delivery.oauth.client import Client
+from minisend.delivery.oauth.store import Store, Tokens
 from minisend.spool.layout import ACCOUNT, DIRECTORIES, UNITS
 
 SPOOL = "/var/spool/minisend"
@@ -304,10 +308,30 @@ FAULTS = {
             f"chown root:minisend {SECRET} && chmod 640 {SECRET}",
         ),
     ),
+    "secret missing": (
+        lambda system: (system.root / SECRET[1:]).unlink(),
+        (
+            "[smarthost] password_file",
+            f"{SECRET}: cannot be opened: No such file or directory: "
+            "the user that runs the deliveries must be able to read it",
+            f"install -g minisend -m 640 /dev/stdin {SECRET}",
+        ),
+    ),
+    "secret empty": (
+        lambda system: (system.root / SECRET[1:]).write_text(""),
+        (
+            "[smarthost] password_file",
+            f"{SECRET}: empty: expected the password",
+            f"install -g minisend -m 640 /dev/stdin {SECRET}",
+        ),
+    ),
     "no host name": (
         set_hostname("localhost"),
         (
-            *("hostname", "localhost: servers refuse it, and so is every other machine called"),
+            *(
+                "hostname",
+                "localhost: servers refuse it; hostname in the configuration counts before it",
+            ),
             "hostnamectl set-hostname host.example.org",
         ),
     ),
@@ -372,7 +396,7 @@ WARNINGS = {
     ),
     "bare host name": (
         "hostname",
-        "box: servers may refuse a name without a domain",
+        "box: servers may refuse a name without a domain; hostname in the configuration counts before it",
         "hostnamectl set-hostname box.example.org",
     ),
 }
@@ -387,6 +411,28 @@ def test_warning(well, name):
         well.sysctls[what.removeprefix("fs.")] = 0
     expected = [("warn", what, text, command) if row[1] == what else row for row in usual(well)]
     assert doctor(well) == (0, expected)
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_dnspython_as_packages_start_it(well, there):
+    """By python3 -S, which sees no site-packages."""
+    code = "import site; print(*site.getsitepackages())"
+    told = subprocess.run(
+        ["/usr/bin/python3", "-c", code], capture_output=True, text=True, check=True
+    )
+    # /usr/local is the test's own.
+    places = [path for path in told.stdout.split() if not path.startswith("/usr/local/")]
+    place = next(filter(os.path.isdir, places), None)
+    if place is None:
+        unavailable("the system's Python has no site-packages")
+    if there:
+        well.write("packages/dns/__init__.py", "")
+    (well.root / "packages").mkdir(exist_ok=True)
+    well.mounts = f"mount --bind {well.root}/packages {place}"
+    well.write("etc/minisend/config.toml", "")
+    [row] = [row for row in doctor(well)[1] if row[1] == "dns"]
+    missing = "dnspython is not installed: the MX hosts of recipients cannot be found"
+    assert row[2] == ("dnspython is installed" if there else missing)
 
 
 def test_read_only(well):
@@ -444,7 +490,7 @@ def booted(well):
     well.write("etc/active", "".join(f"{unit}\n" for unit in UNITS))
     well.write(
         "usr/local/bin/systemctl",
-        "#!/bin/sh\nshift\ncode=0\n"
+        '#!/bin/sh\n[ "$1" != cat ] || exec cat /etc/unit\n[ "$1" != show ] || exec cat /etc/shown\nshift\ncode=0\n'
         'for unit; do if grep -qx "$unit" /etc/active; then echo active; else echo inactive; code=3; fi; done\n'
         "exit $code\n",
         0o755,
@@ -531,6 +577,99 @@ def test_a_secret_that_an_ordinary_user_can_read(well):
     )
 
 
+def test_a_configuration_that_nobody_delivers_by(well):
+    """One of a user's own says how they hand mail over, and no more."""
+    file = "/etc/alice.toml"
+    well.write(file[1:], '[smarthost]\nhost = "smtp.example.net"\n')
+    well.mounts = f"export MINISEND_CONFIG={file}"
+    for uid, place in ((ALICE, "queue"), (0, "/run/minisend/submit.sock")):
+        expected = usual(well)
+        names = [row[1] for row in expected]
+        expected[0] = ("ok", "configuration", file, "")
+        if uid:
+            at = names.index("queue")
+            expected[at : at + 3] = [
+                ("-", "queue", "only root and minisend may look into it", ""),
+                ("ok", "[smarthost] password_file", f"{SECRET}: uid {ALICE} cannot read it", ""),
+            ]
+        text = f"of {file} the delivery knows nothing: it reads /etc/minisend/config.toml"
+        row = ("warn", "configuration", text, "")
+        expected.insert(names.index(place) + 1, row)
+        assert doctor(well, uid=uid) == (0, expected)
+
+
+def test_a_configuration_that_is_newer_than_the_service(booted):
+    """It is read when a service starts."""
+    config = booted.root / "etc/minisend/config.toml"
+    changed = int(config.stat().st_mtime)
+    told = "ExecMainStartTimestamp=@{}\nId=minisend-{}.service\nActiveState={}\n"
+    command = "systemctl try-restart minisend-accept.service minisend-deliver.service"
+
+    def warned(*services):
+        booted.write("etc/shown", "\n".join(told.format(*service) for service in services))
+        code, found = doctor(booted)
+        rows = [row for row in found if row[1] == "configuration"]
+        assert (code, rows[0][0]) == (0, "ok")
+        return rows[1:]
+
+    later, before = changed + 5, changed - 5
+    assert warned((later, "accept", "active"), (later, "deliver", "active")) == []
+    assert warned((before, "accept", "inactive"), (later, "deliver", "active")) == []
+    assert warned((later, "accept", "active"), (before, "deliver", "active")) == [
+        (
+            *("warn", "configuration"),
+            "changed since minisend-deliver.service started, which read it only then",
+            command,
+        )
+    ]
+    # What lies beside it counts too.
+    booted.write("etc/minisend/conf.d/more.toml", "")
+    os.utime(config.parent / "conf.d/more.toml", (later + 5, later + 5))
+    os.utime(config.parent / "conf.d", (before, before))
+    assert warned((later, "accept", "active"), (later, "deliver", "active")) == [
+        (
+            *("warn", "configuration"),
+            "changed since minisend-accept.service and minisend-deliver.service started, which read it only then",
+            command,
+        )
+    ]
+
+
+CREDENTIAL = """\
+[smarthost]
+host = "smtp.example.org"
+username = "user"
+credential = "mail"
+"""
+
+
+@pytest.mark.parametrize(
+    ("unit", "given"),
+    [
+        ("[Service]\nLoadCredential=mail:/etc/secret\n", True),
+        ("[Service]\nLoadCredentialEncrypted=mail\n", True),
+        ("[Service]\n#LoadCredential=mail:/etc/secret\nLoadCredential=mailer:/x\n", False),
+    ],
+)
+def test_a_credential(booted, unit, given):
+    """Only the service sees it; whether it does, its unit says."""
+    booted.write("etc/minisend/config.toml", CREDENTIAL)
+    booted.write("etc/unit", unit)
+    code, found = doctor(booted)
+    name = "minisend-deliver.service"
+    row = (
+        ("ok", "[smarthost] credential", f"mail: {name} is given it", "")
+        if given
+        else (
+            *("fail", "[smarthost] credential"),
+            f"mail: {name} is not given it: it needs LoadCredential=mail:/path/to/secret",
+            f"systemctl edit {name}",
+        )
+    )
+    assert [row for row in found if "credential" in row[1]] == [row]
+    assert code == int(not given)
+
+
 def test_configuration_that_is_wrong(well):
     well.write("etc/minisend/config.toml", "nonsense = 1\n")
     code, found = doctor(well)
@@ -571,6 +710,22 @@ def test_before_setup(system):
     assert found[1] == ("ok", "system", "no queue for all users here", "minisend setup --system")
 
 
+def test_a_configuration_that_root_passes_over(well):
+    """Who tries minisend as root puts it where a user would."""
+    file = "/etc/home/.config/minisend/config.toml"
+    well.write(file[1:], CONFIG)
+    well.mounts = "export HOME=/etc/home"
+    text = f"{file} is not read: root's is /etc/minisend/config.toml"
+    expected = usual(well)
+    expected.insert(1, ("warn", "configuration", text, ""))
+    assert doctor(well) == (0, expected)
+    (well.root / "etc/minisend/config.toml").unlink()
+    command = f"install -D -m 644 {file} /etc/minisend/config.toml"
+    assert doctor(well)[1][1] == ("warn", "configuration", text, command)
+    assert well.run(*command.split()).returncode == 0
+    assert doctor(well) == (0, expected)
+
+
 def test_account_is_gone(well):
     passwd = well.root / "etc/passwd"
     passwd.write_text(re.sub("^minisend:.*\n", "", passwd.read_text(), flags=re.M))
@@ -592,10 +747,10 @@ def own(crafted, capfd, monkeypatch, tmp_path):
     made.parent.mkdir()
     made.touch()
     os.utime(made, (86400, 86400))
-    monkeypatch.setattr(module.minisend, "__file__", str(made))
-    monkeypatch.setattr(module.accounts, "find", lambda: None)
-    monkeypatch.setattr(module, "BOOTED", "/nonexistent")
-    monkeypatch.setattr(module, "_sendmail", lambda: iter(()))
+    monkeypatch.setattr(machine.minisend, "__file__", str(made))
+    monkeypatch.setattr(report.accounts, "find", lambda: None)
+    monkeypatch.setattr(systemd, "BOOTED", "/nonexistent")
+    monkeypatch.setattr(machine, "_sendmail", lambda: iter(()))
 
     def run():
         code = main(["doctor"], str(crafted.config))
@@ -667,22 +822,90 @@ def test_secret_of_ones_own(crafted, own, tmp_path):
     assert ("-", "[smarthosts.unit] credential", "mail: only the service sees it", "") in found
 
 
+def test_tokens(crafted, own, tmp_path):
+    """Of a smarthost that wants a login; whose the file is and what else is wrong with it is the store's to say."""
+    file = tmp_path / "tokens" / "shop.json"
+    with crafted.config.open("a") as config:
+        config.write(
+            f"""[smarthost]
+host = "127.0.0.1"
+[smarthosts.shop]
+host = "127.0.0.1"
+username = "ann"
+oauth2_provider = "google"
+oauth2_client_id = "id"
+oauth2_token_file = "{file}"
+[smarthosts.robot]
+host = "127.0.0.1"
+username = "robot"
+oauth2_provider = "microsoft365"
+oauth2_grant = "client_credentials"
+oauth2_client_id = "id"
+oauth2_tenant = "example.org"
+oauth2_client_secret_file = "/dev/null"
+"""
+        )
+    what, command = "[smarthosts.shop] oauth2", "minisend login shop"
+    rows_of = lambda found: [row for row in found if row[1].endswith(" oauth2")]  # noqa: E731
+    missing = ("fail", what, f"no tokens of ann in {file}", command)
+    assert rows_of(own()[1]) == [missing]
+    config = load(str(crafted.config), {}, os.geteuid(), os.geteuid())
+    client = Client(config.smarthosts["shop"], "shop", {}, os.geteuid())
+    with Store(str(file), os.geteuid(), create=True) as store, store.replacement() as replacement:
+        store.write(replacement, Tokens("a", "r", 0, 0), {**client.binding(), "account": "bob"})
+    assert rows_of(own()[1]) == [missing]
+    with Store(str(file), os.geteuid(), create=True) as store, store.replacement() as replacement:
+        store.write(replacement, Tokens("a", "r", 0, 0), client.binding())
+    assert rows_of(own()[1]) == [("ok", what, f"tokens of ann are in {file}", "")]
+    file.chmod(0o644)
+    [row] = rows_of(own()[1])
+    assert (row[0], row[3], "lets others in" in row[2]) == ("fail", command, True)
+
+
 @pytest.mark.parametrize("there", [True, False])
-def test_dnspython(crafted, own, monkeypatch, there):
+@pytest.mark.parametrize(
+    ("program", "commands"),
+    [
+        ("apt-get", ("apt-get install python3-dnspython", "apt-get install python3-cryptography")),
+        ("dnf", ("dnf install python3-dns", "dnf install python3-cryptography")),
+        ("", ("python3 -m pip install dnspython", "python3 -m pip install cryptography")),
+    ],
+)
+def test_packages(crafted, own, monkeypatch, there, program, commands):
     import importlib.util
 
     find = importlib.util.find_spec
     monkeypatch.setattr(
-        importlib.util, "find_spec", lambda name: (there or None) if name == "dns" else find(name)
+        importlib.util,
+        "find_spec",
+        lambda name: (there or None) if name in ("dns", "cryptography") else find(name),
     )
-    monkeypatch.setattr(module.shutil, "which", lambda name, **_: None)
-    code, found = own()
-    [row] = [row for row in found if row[1] == "dns"]
+    monkeypatch.setattr(
+        machine.shutil, "which", lambda name, **_: name if name == program else None
+    )
+    with crafted.config.open("a") as config:
+        config.write(
+            """[smarthosts.robot]
+host = "127.0.0.1"
+username = "robot"
+oauth2_provider = "google"
+oauth2_grant = "service_account"
+oauth2_service_account_file = "/nonexistent"
+"""
+        )
+    found = [row for row in own()[1] if row[1] in ("dns", "oauth2")]
     if there:
-        assert (code, row) == (0, ("ok", "dns", "dnspython is installed", ""))
+        assert found == [
+            ("ok", "dns", "dnspython is installed", ""),
+            ("ok", "oauth2", "cryptography is installed", ""),
+        ]
     else:
-        text = "dnspython is not installed: the MX hosts of recipients cannot be found"
-        assert (code, row) == (1, ("fail", "dns", text, "python3 -m pip install dnspython"))
+        hosts = "dnspython is not installed: the MX hosts of recipients cannot be found"
+        sign = "cryptography is not installed: a service account cannot sign"
+        assert found == [
+            ("fail", "dns", hosts, commands[0]),
+            ("fail", "oauth2", sign, commands[1]),
+        ]
 
 
 def test_clock(crafted, own, no_dns):
@@ -694,11 +917,47 @@ def test_clock(crafted, own, no_dns):
     assert (code, failed(found)) == (1, [("clock", text, "timedatectl set-ntp true")])
 
 
+@pytest.mark.parametrize("whose", ["root's", "a user's", "nobody's"])
+def test_no_sendmail(monkeypatch, tmp_path, whose):
+    """A link of the system's never leads to what a user can replace."""
+    missing = "/nonexistent/sbin/sendmail"
+    directory = tmp_path / "bin"
+    ours = directory / "sendmail"
+    if whose != "nobody's":
+        directory.mkdir()
+        ours.write_text("#!/bin/sh\n")
+    stat = os.stat
+
+    def owned(path, **options):
+        fields = list(stat(path, **options))
+        fields[4] = 0 if whose == "root's" else 1000
+        return os.stat_result(fields)
+
+    monkeypatch.setattr(machine.os, "stat", owned)
+    monkeypatch.setattr(machine, "_CALLED", (missing,))
+    monkeypatch.setattr(
+        machine.shutil,
+        "which",
+        lambda name, **_: str(directory / name) if name == "minisend" else None,
+    )
+    [check] = machine._sendmail()
+    install = f"sh {ROOT}/packaging/install"
+    text = "there is none, and most programs call it"
+    assert (check.state, check.what, check.text, check.command) == (
+        *("warn", missing),
+        *{
+            "root's": (text, f"ln -s {ours} {missing}"),
+            "a user's": (f"{text}: tell those of yours to call {ours}", ""),
+            "nobody's": (text, install),
+        }[whose],
+    )
+
+
 def test_foreign_sendmail(crafted, capfd, monkeypatch, tmp_path):
     foreign = tmp_path / "sendmail"
     foreign.write_text("#!/bin/sh\n")
-    monkeypatch.setattr(module, "_CALLED", (str(foreign),))
-    monkeypatch.setattr(module.shutil, "which", lambda name, **_: None)
-    assert [(c.state, c.what, c.text) for c in module._sendmail()] == [
+    monkeypatch.setattr(machine, "_CALLED", (str(foreign),))
+    monkeypatch.setattr(machine.shutil, "which", lambda name, **_: None)
+    assert [(c.state, c.what, c.text) for c in machine._sendmail()] == [
         ("warn", str(foreign), f"is not minisend's: {foreign}")
     ]

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import ssl
 import subprocess
@@ -134,7 +135,12 @@ def test_with_a_browser(service: Service, tmp_path: Path, arguments: tuple[str, 
     path = configure(tmp_path, service, oauth2_device_endpoint=device)
     with run(path, *arguments) as process:
         assert visit(process, service).startswith("Done.")
-        out, err = process.communicate()
+        # Not communicate(): what has been read ahead would be lost.
+        assert process.stdout is not None
+        assert process.stderr is not None
+        out, err = process.stdout.read(), process.stderr.read()
+    [forward] = [line for line in out.splitlines() if "ssh" in line]
+    assert re.fullmatch(rf"    ssh -L (\d+):127\.0\.0\.1:\1 {os.uname().nodename}", forward)
     token_file = tmp_path / "state/smarthost.json"
     assert (process.returncode, out.splitlines()[-1], err) == (
         0,
@@ -251,7 +257,9 @@ def test_nothing_to_log_in_to(tmp_path: Path) -> None:
     path.write_text(f'[spool]\npath = "{tmp_path}/spool"\n')
     with pytest.raises(ConfigError, match=r"^\[smarthost\]: expected this table for a login"):
         main(["login"], str(path))
-    with pytest.raises(UsageError, match=r"^login: x: no such smarthost in the configuration$"):
+    with pytest.raises(
+        UsageError, match=r"^login: x: no such smarthost in /.*\.toml \(there: none\)$"
+    ):
         main(["login", "x"], str(path))
     path.write_text(f'[spool]\npath = "{tmp_path}/spool"\n[smarthost]\nhost = "a.example"\n')
     with pytest.raises(ConfigError) as caught:

@@ -7,6 +7,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from peers.unpacked import unavailable
 
 import minisend
 from minisend import errors
@@ -16,6 +17,7 @@ from minisend.submit import options
 
 MANUALS = Path(minisend.__file__).parents[1] / "man"
 OURS = ["sendmail.8", "minisend.1"]
+PAGES = sorted(page.name for page in MANUALS.iterdir())
 
 
 def described(page: str) -> set[str]:
@@ -126,3 +128,28 @@ def test_form(page):
         check=False,
     )
     assert (done.stdout, done.returncode) == ("", 0)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_man_shows_all_of_it_in_80_columns(page):
+    """As man-db's man(1) formats it, which is not mandoc: no complaint, and no line that runs over."""
+    if shutil.which("groff") is None:
+        unavailable("groff is not installed")
+    done = subprocess.run(
+        ["groff", "-mandoc", "-Tutf8", "-ww", "-rLL=78n", "-P-cbou", MANUALS / page],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    source = (MANUALS / page).read_text().splitlines()
+    complaints = [line for line in done.stderr.splitlines() if not _is_of_a_path(line, source)]
+    wide = [line for line in done.stdout.splitlines() if len(line) > 78 and "tests/" not in line]
+    assert (complaints, wide) == ([], [])
+    sections = re.findall(r"^\.Sh (.*)$", "\n".join(source), re.M)
+    assert [line for line in done.stdout.splitlines() if line in sections] == sections
+
+
+def _is_of_a_path(complaint: str, source: list[str]) -> bool:
+    """The name of a test stands on a line of its own and is never broken."""
+    found = re.search(r":(\d+): warning .*can't break line", complaint)
+    return found is not None and source[int(found[1]) - 1].startswith(".Dl tests/")

@@ -285,10 +285,10 @@ def test_colour_of_a_state_does_not_move_the_columns(crafted, term, coloured):
     ],
 )
 def test_cut_counts_columns_not_characters(text, columns, shown):
-    from minisend.admin.queue import _length, cut
+    from minisend.admin.terminal import cut, width
 
     assert cut(text, columns) == shown
-    assert _length(shown) <= columns
+    assert width(shown) <= columns
 
 
 @pytest.mark.parametrize("command", [["queue"], ["queue", "--json"]])
@@ -309,20 +309,20 @@ def test_rows_are_written_as_files_are_read(crafted, monkeypatch, command):
     assert happened == ["read", "write", "read", "read", "write", "read", "write"]
 
 
-def down(crafted, name, reason):
+def down(crafted, name, reason, at=NOW - 60):
     Destinations(str(crafted.path)).put(
         name,
         Down(
             since=NOW - 600,
             failures=2,
-            counted=(NOW - 600, NOW - 60),
+            counted=(NOW - 600, at),
             until=int(NOW) + 2100,
             status="4.4.1",
             reason=reason,
             remote_mta="mx.example.net[192.0.2.1]:25",
             diagnostic="",
             command="",
-            at=NOW - 60,
+            at=at,
         ),
     )
 
@@ -340,6 +340,18 @@ def put_off(crafted, refused):
 
 
 DOWN = "connect to mx.example.net: No route to host"
+
+
+def test_tables_align_by_columns_not_characters():
+    from minisend.admin.terminal import aligned
+
+    assert aligned(
+        [("ok", "/home/東京", "a"), ("fail", "/home/tokyo", ""), ("-", "e\u0301", "b")]
+    ) == [
+        "ok    /home/東京   a",
+        "fail  /home/tokyo",
+        "-     e\u0301            b",
+    ]
 
 
 def test_who_waits_for_a_destination_that_is_down_is_told_why(put_off, queue):
@@ -414,6 +426,41 @@ def test_show_says_which_destination_is_down(put_off, capfd):
     ]
 
 
+@pytest.mark.parametrize(
+    ("outcome_at", "until", "told"),
+    [
+        pytest.param(NOW - 120, NOW + 2100, True, id="put off"),
+        pytest.param(NOW - 120, NOW - 5, True, id="to be put off when its time has come"),
+        pytest.param(NOW - 30, NOW + 2100, False, id="tried since"),
+        pytest.param(NOW - 120, NOW + 9000, False, id="has a wait of its own"),
+    ],
+)
+def test_who_was_put_off_since_the_last_attempt_is_told_why(
+    crafted, queue, refused, outcome_at, until, told
+):
+    """Not what was wrong then and has been mended."""
+    crafted.add("0000000000000001", recipients=(b"a@example.net",))
+    outcome = refused(0)
+    outcome.at = outcome_at
+    crafted.attempt("0000000000000001", [outcome], until=until)
+    down(crafted, "example.net", DOWN)
+    down(crafted, "example.org", "something else", at=NOW - 10)
+    reason = json.loads(queue("--json"))["recipients"][0]["delay_reason"]
+    assert reason == (DOWN if told else outcome.reason)
+
+
+def test_the_rate_is_no_reason_for_who_was_tried(crafted, queue, refused):
+    with crafted.config.open("a") as config:
+        config.write('[smarthost]\nhost = "192.0.2.1"\nrate = "1/m"\n')
+    crafted.add("0000000000000001", recipients=(b"a@example.net",))
+    outcome = refused(0)
+    outcome.at = NOW - 120
+    crafted.attempt("0000000000000001", [outcome], until=NOW - 5)
+    down(crafted, "example.net", DOWN)
+    reason = json.loads(queue("--json"))["recipients"][0]["delay_reason"]
+    assert reason == outcome.reason
+
+
 @pytest.mark.parametrize("state", ["hold", "new"])
 def test_what_waits_for_no_destination_has_no_such_reason(crafted, queue, state):
     crafted.add("0000000000000001", recipients=(b"a@example.net",))
@@ -443,7 +490,7 @@ def test_a_status_file_is_read_once_for_a_listing(crafted, queue, monkeypatch):
 
 @pytest.mark.parametrize("length", [1, 79, 80, 81, 300])
 def test_cut(length):
-    from minisend.admin.queue import cut
+    from minisend.admin.terminal import cut
 
     text = "x" * length
     assert cut(text, 80) == (text if length <= 80 else "x" * 79 + "…")

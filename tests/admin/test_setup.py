@@ -1,13 +1,16 @@
 """minisend setup: what it makes, that the second run changes nothing, what it repairs, and what it leaves alone."""
 
+import os
 import shutil
 
 import pytest
 from admin.system import ALICE
 
 from minisend.admin.command import main
-from minisend.errors import UsageError
+from minisend.errors import CreateError, UsageError
 from minisend.spool.layout import ACCOUNT, DIRECTORIES
+
+only_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root may make it")
 
 
 def table(system, word="ok", different=None):
@@ -30,7 +33,17 @@ def table(system, word="ok", different=None):
 
 NEXT = """
 Next:
-  write /etc/minisend/config.toml, see minisend.toml(5)
+  write /etc/minisend/config.toml, see minisend.toml(5); for a smarthost:
+
+    mail_domain = "example.org"
+
+    [smarthost]
+    host = "smtp.example.org"
+    username = "user"
+    password_file = "/etc/minisend/secrets.d/smarthost"
+
+  write the password, and then ^D:
+    install -g minisend -m 640 /dev/stdin /etc/minisend/secrets.d/smarthost
   have your supervisor start, as minisend: minisend run
   and before that at each boot, as /run is empty then: minisend setup --system
   minisend doctor
@@ -275,6 +288,7 @@ def test_an_account_that_is_as_it_should_be_is_taken(system):
 
 
 @pytest.mark.parametrize("tool", ["systemd-sysusers", "useradd"])
+@only_root
 def test_account_below_another_root(tmp_path, tool, monkeypatch, capfd):
     from minisend.admin import account
 
@@ -316,6 +330,16 @@ def test_account_below_another_root(tmp_path, tool, monkeypatch, capfd):
     assert capfd.readouterr().out.splitlines()[-1] == "nothing to do"
 
 
+@only_root
+def test_another_root_that_is_none(tmp_path):
+    """A mistyped name is not taken for a machine that is still to be made."""
+    with pytest.raises(CreateError) as caught:
+        main(["setup", "--system", "--root", str(tmp_path)], None)
+    text = f"{tmp_path}/etc: is no directory: expected the root directory of a machine"
+    assert (str(caught.value), list(tmp_path.iterdir())) == (text, [])
+
+
+@only_root
 def test_a_link_out_of_another_root(tmp_path):
     (tmp_path / "root/etc").mkdir(parents=True)
     (tmp_path / "outside").mkdir()
@@ -367,7 +391,7 @@ made  /home/alice/.local/state/minisend/queue  mode 0700
 1 made
 
 Next:
-  write /home/alice/.config/minisend/config.toml, for a smarthost:
+  write /home/alice/.config/minisend/config.toml, see minisend.toml(5); for a smarthost:
 
     mail_domain = "example.org"
 
@@ -376,9 +400,11 @@ Next:
     username = "user"
     password_file = "/home/alice/.config/minisend/secret"
 
+  write the password, and then ^D:
+    install -m 600 /dev/stdin /home/alice/.config/minisend/secret
   have something serve the queue: minisend run, or one of
     systemctl --user enable --now minisend.timer
-    */5 * * * * minisend flush --quiet    (a line of crontab -e)
+    */5 * * * * /usr/local/bin/minisend flush --quiet    (a line of crontab -e)
   minisend doctor
 """
 
@@ -416,3 +442,24 @@ def test_own_queue_is_not_what_is_needed(alice, system):
         "",
     )
     assert system.state() == before
+
+
+def test_root_is_told_of_the_other_way(system):
+    """Who sets a machine up and leaves the option away."""
+    line = "  one queue for all users instead of root's own: minisend setup --system"
+    system.mounts = "mount -t tmpfs x /root; export HOME=/root"
+    code, out, err = system.minisend("setup")
+    assert (code, out.splitlines()[:5], err) == (
+        0,
+        [
+            "made  /root/.local/state/minisend/queue  mode 0700",
+            "1 made",
+            "",
+            "Next:",
+            line,
+        ],
+        "",
+    )
+    assert system.minisend("setup", "--system")[0] == 0
+    code, out, err = system.minisend("setup")
+    assert (code, line in out, err) == (0, False, "")

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from minisend.admin import logs as module
 from minisend.admin import story
 from minisend.admin.command import main
 from minisend.envelope import FAILED, RELAYED, Outcome
@@ -73,9 +74,9 @@ def refusal(at: float, arrived: float = NOW - 183, to: str = "carol@example.com"
 def logs(tmp_path, monkeypatch):
     """No journal and no log file, until the test makes them."""
     made = Logs(tmp_path)
-    monkeypatch.setattr(story, "JOURNALCTL", str(made.journalctl))
+    monkeypatch.setattr(module, "JOURNALCTL", str(made.journalctl))
     monkeypatch.setattr(
-        story, "LOG_FILES", tuple(f"{tmp_path}/{name}" for name in ("mail.log", "messages"))
+        module, "LOG_FILES", tuple(f"{tmp_path}/{name}" for name in ("mail.log", "messages"))
     )
     return made
 
@@ -144,7 +145,7 @@ RELAY = {
     "from": "tester@example.org",
     "to": "root",
     "relay": "mx.example.net[192.0.2.1]:25",
-    "delay": "93.00",
+    "delay": 93.0,
     "dsn": "2.0.0",
     "reason": "taken",
     "attempt": 1,
@@ -159,7 +160,7 @@ REFUSAL = {
     "from": "tester@example.org",
     "to": "carol@example.com",
     "relay": "none",
-    "delay": "123.00",
+    "delay": 123.0,
     "dsn": "4.4.1",
     "reason": "connect to 127.0.0.1:2525: Connection refused",
     "attempt": 1,
@@ -171,7 +172,7 @@ REFUSAL = {
 def logged(text: str, at: float, source: str) -> dict[str, object]:
     """The object of a line by ``refusal``."""
     keys = ("queue_id", "from", "to", "relay", "delay", "dsn", "reason")
-    whole = {**REFUSAL, "time": at, "source": source, "delay": f"{at - NOW + 183:.2f}"}
+    whole = {**REFUSAL, "time": at, "source": source, "delay": round(at - NOW + 183, 2)}
     return {key: whole[key] for key in ("time", "source", "event", *keys)}
 
 
@@ -214,7 +215,7 @@ def test_what_both_tell_is_told_once(attempted, events, logs):
         RELAY,
         REFUSAL,
         logged(ID, NOW - 58, "journal"),
-        {**logged(ID, NOW - 57, "journal"), "to": "carol@example.net", "delay": "123.00"},
+        {**logged(ID, NOW - 57, "journal"), "to": "carol@example.net", "delay": 123.0},
         {
             "time": NOW - 56,
             "source": "journal",
@@ -317,7 +318,7 @@ def test_the_year_of_a_stamp(stamp, written, expected):
 
     pad = (0,) * 6
     end = calendar.timegm((*written, *pad)[:6])
-    assert story._stamp(None, stamp, end) == calendar.timegm((*expected, *pad)[:6])
+    assert module._stamp(None, stamp, end) == calendar.timegm((*expected, *pad)[:6])
 
 
 def test_page_whole(attempted, told, logs):
@@ -419,7 +420,7 @@ def test_nothing_found_names_what_was_looked_at(crafted, logs):
         assert caught.value.exit_code == 66
         return str(caught.value).replace(str(logs.directory), "DIR")
 
-    first = "no?such: not found in the queue (DIR/spool)"
+    first = "no?such: not found: looked at the queue (DIR/spool)"
     assert sought() == first
     crafted.add(ID)
     logs.journal()
@@ -443,6 +444,18 @@ def test_nothing_found_names_what_was_looked_at(crafted, logs):
     )
 
 
+def test_numbers_are_numbers(crafted, logs, events):
+    logs.journal(
+        record(NOW, line(ID, event="queued", uid=1000, nrcpt=2, to="1")),
+        record(NOW + 1, line(ID, event="queued", uid="x", delay="soon")),
+    )
+    common = {"source": "journal", "event": "queued", "queue_id": ID}
+    assert events(ID) == [
+        {"time": NOW, **common, "uid": 1000, "nrcpt": 2, "to": "1"},
+        {"time": NOW + 1, **common, "uid": "x", "delay": "soon"},
+    ]
+
+
 def test_a_damaged_file(crafted, logs):
     """What can be read of the others counts."""
     head = gzip.compress(b"")[:10]
@@ -456,14 +469,16 @@ def test_a_damaged_file(crafted, logs):
 def test_a_journal_that_does_not_answer(crafted, logs, monkeypatch):
     logs.journal()
     logs.journalctl.write_text("#!/bin/sh\nexec sleep 60\n")
-    monkeypatch.setattr(story, "_DEADLINE", 0.1)
+    monkeypatch.setattr(module, "_DEADLINE", 0.1)
     with pytest.raises(story.NothingFound, match=r"journal \(no answer in 0 s\)$"):
         main(["log", ID], str(crafted.config))
 
 
 def test_a_queue_that_cannot_be_read(crafted, logs, told):
     crafted.path.write_text("no directory")
-    with pytest.raises(story.NothingFound, match=r"not found in the queue \(.*Not a directory\)"):
+    with pytest.raises(
+        story.NothingFound, match=r"not found: looked at the queue \(.*Not a directory\)"
+    ):
         main(["log", ID], str(crafted.config))
     logs.journal(record(NOW, line(ID, event="kept")))
     assert told(ID) == f"Message {ID}\nNov 23 13:30:00  kept\n"

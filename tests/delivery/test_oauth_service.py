@@ -5,6 +5,8 @@ import json
 import os
 import socket
 import ssl
+import subprocess
+import sys
 import threading
 import traceback
 import urllib.error
@@ -18,6 +20,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 from delivery.authorization_server import USER, Registered, Service
 
+import minisend
 from minisend.config.sections import Smarthost
 from minisend.delivery.oauth import browser, device
 from minisend.delivery.oauth.access import access_token
@@ -271,6 +274,47 @@ def test_service_account(
     assert failure(lambda: access_token(host, {}, EUID), Rejected) == (
         f"[smarthost] oauth2: {urlsplit(service.base).netloc}: invalid_grant: "
         "Invalid 'sub' value in assertion"
+    )
+
+
+def test_service_account_as_packages_start_it(
+    service: Service, token_file: Path, tmp_path: Path, key: rsa.RSAPrivateKey
+) -> None:
+    """By python3 -S, which does not see the package that signs."""
+    service.clients["robot@project"] = Registered("robot@project", key=public_pem(key))
+    account = tmp_path / "account"
+    account.write_bytes(pem(key))
+    account.chmod(0o600)
+    configuration = tmp_path / "config.toml"
+    configuration.write_text(
+        f"""[spool]
+path = "{tmp_path}/spool"
+[smarthost]
+host = "smtp.example.org"
+username = "{USER}"
+oauth2_grant = "service_account"
+oauth2_client_id = "robot@project"
+oauth2_service_account_file = "{account}"
+oauth2_token_endpoint = "{service.base}/token"
+oauth2_scope = "smtp"
+oauth2_ca_file = "{service.ca_file}"
+oauth2_token_file = "{token_file}"
+"""
+    )
+    start = (
+        f"import sys; sys.path.insert(0, {os.path.dirname(os.path.dirname(minisend.__file__))!r});"
+        "from minisend.__main__ import main; sys.exit(main())"
+    )
+    done = subprocess.run(
+        [sys.executable, "-IS", "-c", start, "-C", str(configuration), "login"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (
+        0,
+        f"The service gives tokens for {USER}; no login is needed.\n",
+        "",
     )
 
 

@@ -11,7 +11,7 @@ from delivery.scripted import ScriptedServer
 from delivery.spooled import Lines, put, to_smarthost
 from spool.make import listing
 
-from minisend.admin.command import _EndingOnSignals
+from minisend.admin.signals import EndingOnSignals
 from minisend.delivery import workers as module
 from minisend.delivery.attempt import Summary
 from minisend.delivery.flush import Selection, Stop, flush
@@ -34,7 +34,7 @@ def test_one_that_is_told_twice_to_end_ends_with_its_transaction(log: Lines) -> 
         summary.delivered = 1
         summary.stopped = stop.asked
 
-    with _EndingOnSignals(stop):
+    with EndingOnSignals(stop):
         workers = Workers([[]], deliver, log, stop.ask)
         workers.begin(False)
         summary = Summary()
@@ -53,7 +53,7 @@ def test_one_that_ignores_an_interrupt_goes_on_ignoring_it(log: Lines) -> None:
 
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
-        with _EndingOnSignals(stop):
+        with EndingOnSignals(stop):
             workers = Workers([[]], deliver, log, stop.ask)
             workers.begin(False)
             summary = Summary()

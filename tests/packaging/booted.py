@@ -61,6 +61,8 @@ mkdir -p mnt/old
 pivot_root . mnt/old
 cd /
 umount -l /mnt/old
+# As on a machine that was booted; without it systemd cannot hand credentials to its services.
+mount --make-rshared /
 exec env -i container=other PATH=/usr/sbin:/usr/bin:/sbin:/bin \\
     /lib/systemd/systemd --system --unit=basic.target --log-target=journal --show-status=no
 """

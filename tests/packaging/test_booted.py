@@ -121,6 +121,33 @@ def test_neither_service_can_look_into_the_other(machine):
         )
 
 
+def test_a_credential_is_for_the_delivery_alone(machine):
+    """As the README has it: root's file, given to the one service."""
+    deliver, unit = SERVICES[1], "etc/systemd/system/minisend-deliver.service.d/override.conf"
+    machine.write("etc/minisend/smarthost.password", SECRET)
+    machine.run("chmod", "600", "/etc/minisend/smarthost.password")
+    machine.write(unit, "[Service]\nLoadCredential=smarthost:/etc/minisend/smarthost.password\n")
+    machine.run("systemctl", "daemon-reload")
+    machine.run("systemctl", "restart", *SERVICES)
+    uid, gid = (machine.run("id", option, "minisend").strip() for option in ("-u", "-g"))
+    seen = {}
+    for name in SERVICES:
+        pid = machine.run("systemctl", "show", "-p", "MainPID", "--value", name).strip()
+        inside = ("nsenter", f"--target={pid}", "--mount", f"--setuid={uid}", f"--setgid={gid}")
+        for path in (f"/run/credentials/{deliver}/smarthost", "/etc/minisend/smarthost.password"):
+            seen[name, path[:4]] = machine.run(*inside, "cat", path).rpartition(": ")[2].strip()
+    denied = "Permission denied"
+    assert seen == {
+        (SERVICES[0], "/run"): denied,
+        (SERVICES[0], "/etc"): denied,
+        (SERVICES[1], "/run"): SECRET,
+        (SERVICES[1], "/etc"): denied,
+    }
+    machine.run("rm", f"/{unit}")
+    machine.run("systemctl", "daemon-reload")
+    machine.run("systemctl", "restart", *SERVICES)
+
+
 def test_doctor_finds_nothing(machine):
     code, found = machine.start("minisend", "doctor"), []
     found = [line for line in code.stdout.splitlines() if line.split()[0] == "fail"]

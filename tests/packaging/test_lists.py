@@ -4,6 +4,7 @@ import os
 import shutil
 import stat
 import subprocess
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -91,12 +92,118 @@ def test_what_is_installed(installed):
         "usr/lib/minisend/minisend/py.typed",
         *(f"usr/bin/{name}" for name in ("mailq", "minisend", "newaliases", "sendmail")),
         *(f"usr/share/man/man{page.suffix[1:]}/{page.name}" for page in (source / "man").iterdir()),
+        *(f"usr/share/man/man8/{name}.8" for name in ("mailq", "newaliases")),
         *(f"usr/lib/systemd/system/{unit.name}" for unit in (PACKAGING / "systemd").iterdir()),
         "usr/lib/systemd/user/minisend.service",
         "usr/lib/systemd/user/minisend.timer",
         "usr/lib/sysusers.d/minisend.conf",
         "usr/lib/tmpfiles.d/minisend.conf",
     }
+
+
+def install(**settings):
+    """Run packaging/install with these variables and no others."""
+    subprocess.run(
+        ["sh", PACKAGING / "install"], env={"PATH": os.environ["PATH"], **settings}, check=True
+    )
+
+
+def files(tree):
+    """Octets of each file, or where a link leads, and the mode, by the path below."""
+    return {
+        str(path.relative_to(tree)): (
+            os.readlink(path) if path.is_symlink() else path.read_bytes(),
+            stat.S_IMODE(path.lstat().st_mode),
+        )
+        for path in tree.rglob("*")
+        if not path.is_dir()
+    }
+
+
+def test_a_package_that_is_built_twice_is_the_same(installed, tmp_path):
+    install(PREFIX="/usr", DESTDIR=str(tmp_path))
+    assert files(tmp_path) == files(installed)
+
+
+def test_a_package_stays_compiled_whatever_happens_to_the_times_of_its_files(installed):
+    """PEP 552: bit 0 of the flags for a hash in place of a time, bit 1 for its being compared."""
+    for path in (installed / "usr/lib/minisend").rglob("*.pyc"):
+        assert path.read_bytes()[4:8] == b"\x01\0\0\0"
+
+
+def test_what_is_started_is_what_was_installed(tmp_path):
+    """Also in a place where systemd does not look for programs."""
+    install(PREFIX="/opt/minisend", DESTDIR=str(tmp_path), COMPILE="no")
+    there = files(tmp_path / "opt/minisend")
+    units = {path: text.decode() for path, (text, _) in there.items() if path.endswith(".service")}
+    assert {
+        path: [line for line in text.splitlines() if line.startswith("ExecStart=")]
+        for path, text in units.items()
+    } == {
+        f"lib/systemd/{path}": [f"ExecStart=/opt/minisend/bin/minisend {arguments}"]
+        for path, arguments in (
+            ("system/minisend-accept.service", "run --accept --exit-idle 60"),
+            ("system/minisend-deliver.service", "run --deliver --exit-idle 60"),
+            ("user/minisend.service", "flush --quiet"),
+        )
+    }
+    assert [path for path in there if path.endswith(".pyc")] == []
+
+
+def test_names_for_alternatives(tmp_path):
+    install(PREFIX="/usr", DESTDIR=str(tmp_path), SUFFIX=".minisend", SBINDIR="/usr/sbin")
+    there = files(tmp_path / "usr")
+    names = [path for path in there if path.split("/")[0] in ("bin", "sbin")]
+    assert sorted(names) == [
+        *("bin/mailq.minisend", "bin/minisend", "bin/newaliases.minisend"),
+        "sbin/sendmail.minisend",
+    ]
+    manuals = {path: octets for path, (octets, _) in there.items() if "/man8/" in path}
+    assert manuals == {
+        "share/man/man8/sendmail.minisend.8": (PACKAGING.parent / "man/sendmail.8").read_bytes(),
+        "share/man/man8/mailq.minisend.8": "sendmail.minisend.8",
+        "share/man/man8/newaliases.minisend.8": "sendmail.minisend.8",
+    }
+
+
+def test_for_oneself():
+    """Who is not root gets what one user needs, where their shell, man(1) and systemd look for it; and it runs."""
+    if os.geteuid() != 0:
+        unavailable("only root can become somebody else")
+    home = Path(tempfile.mkdtemp(prefix="minisend-home-"))
+    try:
+        os.chown(home, 4242, 4242)
+        become = ["setpriv", "--reuid=4242", "--regid=4242", "--clear-groups"]
+        environment = {"PATH": "/usr/bin:/bin", "HOME": str(home)}
+        subprocess.run([*become, "sh", PACKAGING / "install"], env=environment, cwd="/", check=True)
+        local = home / ".local"
+        assert {
+            "/".join(path.split("/")[:2])
+            for path in files(local)
+            if "minisend/minisend/" not in path
+        } == {
+            *(f"bin/{name}" for name in ("mailq", "minisend", "newaliases", "sendmail")),
+            *("share/man", "share/systemd"),
+        }
+        assert sorted(
+            path for path in files(local) if "systemd" in path and "/minisend/" not in path
+        ) == [
+            "share/systemd/user/minisend.service",
+            "share/systemd/user/minisend.timer",
+        ]
+        done = subprocess.run(
+            [*become, local / "bin/sendmail", "-odq", "bob@example.net"],
+            env=environment,
+            cwd="/",
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+        assert len(list((home / ".local/state/minisend/queue/new").iterdir())) == 1
+    finally:
+        shutil.rmtree(home)
 
 
 @pytest.mark.parametrize("name", ["sendmail", "mailq", "newaliases", "minisend"])

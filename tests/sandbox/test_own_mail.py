@@ -43,6 +43,21 @@ def face(system: Installed, name: str, *arguments: str, uid: int) -> tuple[int, 
     return done.returncode, done.stdout.decode(), done.stderr.decode()
 
 
+def test_each_reads_the_story_of_its_own(system):
+    ids = owned(system)
+    for uid in (ANN, BOB, 0, SERVICE):
+        for whose, queue_id in ids.items():
+            code, out, errors = face(system, "minisend", "log", queue_id, uid=uid)
+            if uid in (whose, 0, SERVICE):
+                assert (code, errors) == (0, "")
+                assert "said: 451 4.3.0 later (in reply to MAIL FROM)" in " ".join(out.split())
+            else:
+                assert (code, out) == (66, "")
+                assert errors.startswith(
+                    f"minisend: {queue_id}: not found: looked at your messages"
+                )
+
+
 @pytest.mark.parametrize("name", ["mailq", "sendmail -bp", "minisend queue"])
 def test_each_lists_its_own(system, name):
     first, *rest = name.split()

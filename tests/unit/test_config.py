@@ -828,7 +828,9 @@ WRONG = [
         '6: [smarthost] oauth2_grant: expected oauth2_tenant beside "client_credentials" (got nothing)',
     ),
     # not TOML
-    ("a b", " not TOML: Expected '=' after a key in a key/value pair (at line 1, column 3)"),
+    ("a b", "1: not TOML: Expected '=' after a key in a key/value pair (at column 3)"),
+    ("a = 1\n[b\n", "2: not TOML: Expected ']' at the end of a table declaration (at column 3)"),
+    ("a = [1,", " not TOML: Invalid value (at end of document)"),
     ('a = "\udcff"', "1: not TOML: not UTF-8"),
 ]
 

@@ -14,6 +14,7 @@ import json
 import secrets
 from typing import TYPE_CHECKING, Any
 
+from minisend.delivery import site_packages
 from minisend.delivery.oauth import endpoint
 from minisend.delivery.oauth.client import CLIENT_CREDENTIALS, REFRESH, Client
 from minisend.delivery.oauth.failure import LoginNeeded, OAuthError, Rejected, Unavailable
@@ -143,6 +144,7 @@ def _account(client: Client) -> tuple[str, str, bytes]:
 def _signature(client: Client, pem: bytes, octets: bytes) -> bytes:
     """RS256: RSASSA-PKCS1-v1_5 with SHA-256 (RFC 7518 section 3.3)."""
     what = f"{client.what} oauth2_service_account_file"
+    site_packages.reach()
     try:
         from cryptography.hazmat.primitives.asymmetric.padding import PKCS1v15
         from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey
