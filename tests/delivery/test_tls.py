@@ -133,6 +133,20 @@ def test_a_fingerprint_takes_the_place_of_authorities(
     )
 
 
+def test_what_a_newer_python_is_strict_about_is_not_asked_of_an_authority(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """RFC 5280 to the letter, which 3.13 asks for by default and openssl(1) of ten years ago did not write."""
+    made = ssl.create_default_context()
+    made.verify_flags |= ssl.VERIFY_X509_STRICT
+    monkeypatch.setattr(ssl, "create_default_context", lambda cafile: made)
+    trust = smarthost_trust(smarthost(), name="newer")
+    assert trust is not None
+    assert trust.context is made
+    wanted = ssl.VERIFY_X509_TRUSTED_FIRST | ssl.VERIFY_X509_PARTIAL_CHAIN
+    assert made.verify_flags == wanted
+
+
 def test_lanes_that_begin_together_share_one() -> None:
     host = smarthost(tls_min_version="1.3", username="of this test")
     barrier = threading.Barrier(4)
