@@ -283,6 +283,7 @@ def choose(
     encrypted: bool,
     allow_cleartext: bool = False,
     binding: ChannelBinding | None = None,
+    starttls: bool = False,
 ) -> list[Choice]:
     """What can be used, best first, at least one; raises ``AuthError``, which names what was offered.
 
@@ -292,6 +293,7 @@ def choose(
     ``encrypted``, ``allow_cleartext``  one of them must be true for all but SCRAM: what proves who we are does not cross an
                  open line by accident
     ``binding``  of the connection, None when it has none
+    ``starttls`` is offered, and was not asked for: most servers offer logins inside TLS alone
     """
     only = wanted.upper()
     known = [
@@ -317,6 +319,7 @@ def choose(
         usable = " ".join(mechanism.name for mechanism in known)
         raise AuthError(
             f"no usable authentication mechanism: server offers {names}, usable here is {usable}"
+            + "; it may offer more inside TLS, and offers STARTTLS" * starttls
         )
     return choices
 

@@ -164,6 +164,7 @@ class Opening(Dialogue):
             encrypted=self._stream.encrypted,
             allow_cleartext=self._allow_cleartext,
             binding=self._stream.channel_binding,
+            starttls=self._connection.extensions.starttls,
         )
         while True:
             name = choices[0].name

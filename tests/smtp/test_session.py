@@ -594,6 +594,12 @@ def test_a_refusal_that_says_the_password_is_shown_without(
             "no usable authentication mechanism: server offers no authentication, usable here is "
             "SCRAM-SHA-256 SCRAM-SHA-1 CRAM-MD5 PLAIN LOGIN",
         ),
+        (
+            b"STARTTLS",
+            True,
+            "no usable authentication mechanism: server offers no authentication, usable here is "
+            "SCRAM-SHA-256 SCRAM-SHA-1 CRAM-MD5 PLAIN LOGIN; it may offer more inside TLS, and offers STARTTLS",
+        ),
     ],
 )
 def test_no_way_to_authenticate(serve, session_to, offer, allow, text):
