@@ -42,6 +42,7 @@ KEYS: "tuple[tuple[str, str, str | tuple[str, ...], object, str], ...]" = (
     ("smarthost", "oauth2_grant", ("refresh", "client_credentials", "service_account"), "refresh", "What an access token is asked for with."),
     ("smarthost", "oauth2_client_id", "string", "", "The name under which the service knows this program."),
     ("smarthost", "oauth2_client_secret_file", "path", "", "A file that holds the client's secret."),
+    ("smarthost", "oauth2_client_auth", ("post", "basic"), "post", "How the service is shown the client's secret."),
     ("smarthost", "oauth2_service_account_file", "path", "", "A file that holds the private key of a service account."),
     ("smarthost", "oauth2_tenant", "domain", "common", "The Microsoft 365 tenant: its identifier or one of its domains."),
     ("smarthost", "oauth2_scope", "string", "", "What the token must allow, in place of what the provider needs for sending mail."),

@@ -70,6 +70,7 @@ class Smarthost:
         "hosts",
         "oauth2_auth_endpoint",
         "oauth2_ca_file",
+        "oauth2_client_auth",
         "oauth2_client_id",
         "oauth2_client_secret_file",
         "oauth2_device_endpoint",
@@ -116,6 +117,7 @@ class Smarthost:
     oauth2_grant: str
     oauth2_client_id: str
     oauth2_client_secret_file: str
+    oauth2_client_auth: str
     oauth2_service_account_file: str
     oauth2_tenant: str
     oauth2_scope: str

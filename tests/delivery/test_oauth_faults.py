@@ -7,6 +7,7 @@ import socket
 import sys
 import threading
 import traceback
+from base64 import b64encode
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -351,6 +352,34 @@ def test_a_client_secret_that_is_none(path: Path, tmp_path: Path, octets: bytes,
             f"[smarthost] oauth2_client_secret_file: {secret}: {why}"
         )
     assert server.requests == []
+
+
+def test_a_client_secret_in_http_basic(path: Path, tmp_path: Path) -> None:
+    """Name and secret are in the form's encoding before they are joined (RFC 6749 section 2.3.1), and told to nobody."""
+    secret = tmp_path / "secret"
+    secret.write_text("hush: hush/é%\n")
+    secret.chmod(0o600)
+    coded = b64encode(b"mini%3Asend:hush%3A+hush%2F%C3%A9%25").decode()
+    said = {
+        "error": "invalid_client",
+        "error_description": f"Basic {coded}: hush%3A+hush%2F%C3%A9%25",
+    }
+    with Script([answer(401, said)]) as server:
+        host = smarthost(
+            server.url,
+            path,
+            oauth2_grant="client_credentials",
+            oauth2_client_id="mini:send",
+            oauth2_client_secret_file=str(secret),
+            oauth2_client_auth="basic",
+        )
+        assert failure(lambda: access_token(host, {}, EUID), Rejected) == (
+            f"[smarthost] oauth2: {server.name}: invalid_client: Basic ***: ***"
+        )
+    (request,) = server.requests
+    head, _, form = request.partition(b"\r\n\r\n")
+    assert f"Authorization: Basic {coded}".encode() in head.split(b"\r\n")
+    assert form == b"grant_type=client_credentials"
 
 
 def test_a_slow_server_meets_one_deadline(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -205,6 +205,46 @@ def test_client_credentials(service: Service, token_file: Path, tmp_path: Path) 
     )
 
 
+@pytest.mark.parametrize("method", ["post", "basic"])
+def test_the_one_way_in_which_the_service_wants_the_secret(
+    service: Service, token_file: Path, tmp_path: Path, method: str
+) -> None:
+    """Of all that asks with it; the wrong way is refused."""
+    service.clients["robot"] = Registered(
+        "robot", secret="hush-hush", method=f"client_secret_{method}"
+    )
+    secret = tmp_path / "secret"
+    secret.write_text("hush-hush\n")
+    secret.chmod(0o600)
+    values: dict[str, object] = {
+        "oauth2_client_id": "robot",
+        "oauth2_client_secret_file": str(secret),
+        "oauth2_client_auth": method,
+    }
+    robot = smarthost(service, token_file, oauth2_grant="client_credentials", **values)
+    assert [access_token(robot, {}, EUID).decode()] == service.granted
+
+    ann = smarthost(service, token_file, **values)
+    invited: list[device.Invitation] = []
+
+    def allow(seconds: float) -> None:
+        service.decisions[invited[0].code] = (USER, True)
+
+    tokens = device.log_in(client(ann), invited.append, wait=allow)
+    keep(ann, Tokens("old", tokens.refresh_token, 0, 0))
+    assert access_token(ann, {}, EUID).decode() == service.granted[2]
+    shown = {"client_id": "robot", "client_secret": "hush-hush"} if method == "post" else {}
+    assert [
+        {key: form[key] for key in form if key.startswith("client_")}
+        for _, form in service.requests
+    ] == [shown] * 4
+
+    values["oauth2_client_auth"] = "basic" if method == "post" else "post"
+    token_file.unlink()
+    wrong = smarthost(service, token_file, oauth2_grant="client_credentials", **values)
+    assert "invalid_client" in failure(lambda: access_token(wrong, {}, EUID), Rejected)
+
+
 def failure_of_mode(host: Smarthost, rejected: bytes) -> str:
     from minisend.errors import ConfigError
 

@@ -148,6 +148,7 @@ SMARTHOST: dict[str, object] = {
     "oauth2_grant": "refresh",
     "oauth2_client_id": "",
     "oauth2_client_secret_file": "",
+    "oauth2_client_auth": "post",
     "oauth2_service_account_file": "",
     "oauth2_tenant": "common",
     "oauth2_scope": "",
@@ -381,6 +382,7 @@ OAUTH2: dict[str, object] = {
     "oauth2_grant": "client_credentials",
     "oauth2_client_id": "c",
     "oauth2_client_secret_file": "/s",
+    "oauth2_client_auth": "basic",
     "oauth2_service_account_file": "/a",
     "oauth2_tenant": "72f988bf-86f1-41af-91ab-2d7cd011db47",
     "oauth2_scope": "x y",
@@ -821,6 +823,11 @@ WRONG = [
         '[smarthost]\nhost = "a"\nusername = "u"\noauth2_token_endpoint = "https://t.example/"\noauth2_client_id = "c"\n'
         'oauth2_grant = "client_credentials"',
         '6: [smarthost] oauth2_grant: expected oauth2_client_secret_file beside "client_credentials" (got nothing)',
+    ),
+    (
+        '[smarthost]\nhost = "a"\nusername = "u"\noauth2_provider = "microsoft365"\noauth2_client_id = "c"\n'
+        'oauth2_client_auth = "basic"',
+        '6: [smarthost] oauth2_client_auth: expected oauth2_client_secret_file beside "basic" (got nothing)',
     ),
     (
         '[smarthost]\nhost = "a"\nusername = "u"\noauth2_provider = "microsoft365"\noauth2_client_id = "c"\n'
