@@ -855,6 +855,25 @@ def test_device_flow_backs_off_while_the_service_is_in_trouble() -> None:
 
 
 @pytest.mark.parametrize(
+    ("code", "why"),
+    [
+        ("access_denied", "access_denied: the user did not allow it"),
+        ("authorization_declined", "authorization_declined: the user did not allow it"),
+        ("expired_token", "the code was not entered in time: run: minisend login"),
+        ("invalid_client", "invalid_client"),
+    ],
+)
+def test_device_flow_ends_with_what_no_wait_will_change(code: str, why: str) -> None:
+    pending = answer(400, {"error": "authorization_pending"})
+    refused = answer(400, {"error": code})
+    assert device_login([answer(200, INVITATION), pending, refused]) == (
+        f"[smarthost] oauth2: {why}",
+        [5, 5],
+        1,
+    )
+
+
+@pytest.mark.parametrize(
     ("change", "why"),
     [
         ({"device_code": None}, "[smarthost] oauth2: the answer has no usable device_code"),

@@ -1,5 +1,6 @@
 """minisend.delivery.oauth with a real service: every grant and both logins, up to the token that a session gets."""
 
+import base64
 import errno
 import json
 import os
@@ -11,6 +12,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
 import pytest
@@ -272,6 +274,14 @@ def public_pem(key: rsa.RSAPrivateKey) -> bytes:
     )
 
 
+def unsigned(jwt: str) -> list[dict[str, Any]]:
+    """Header and claims."""
+    return [
+        json.loads(base64.urlsafe_b64decode(part + "=" * (-len(part) % 4)))
+        for part in jwt.split(".")[:2]
+    ]
+
+
 @pytest.mark.parametrize("form", ["json", "pem"])
 def test_service_account(
     service: Service, token_file: Path, tmp_path: Path, key: rsa.RSAPrivateKey, form: str
@@ -302,7 +312,17 @@ def test_service_account(
     )
     assert [access_token(host, {}, EUID).decode()] == service.granted
     ((_, fields),) = service.requests
-    assert fields.pop("assertion").count(".") == 2
+    header, claims = unsigned(fields.pop("assertion"))
+    kid = {"kid": "k1"} if form == "json" else {}
+    assert header == {"alg": "RS256", "typ": "JWT", **kid}
+    assert claims.pop("exp") - claims.pop("iat") == 3600
+    assert len(claims.pop("jti")) >= 16
+    assert claims == {
+        "iss": "robot@project",
+        "sub": USER,
+        "aud": service.base + "/token",
+        "scope": "smtp offline",
+    }
     assert fields == {
         "grant_type": "urn:ietf:params:oauth:grant-type:jwt-bearer",
         "scope": "smtp offline",

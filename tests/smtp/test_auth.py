@@ -322,6 +322,7 @@ def test_credentials_hide_what_proves_them():
         ((b"tim",), b"tan\1staaf", "access token holds a space or what is not ASCII"),
         ((b"tim",), b"tan staaf", "access token holds a space or what is not ASCII"),
         ((b"tim",), b"tanstaaf\r\n", "access token holds a space or what is not ASCII"),
+        ((b"tim",), b"tan\x7fstaaf", "access token holds a space or what is not ASCII"),
         ((b"tim",), b"tan\xffstaaf", "access token holds a space or what is not ASCII"),
         ((b"tim\1",), b"tanstaaf", "user name holds a control character"),
     ],
@@ -330,6 +331,12 @@ def test_credentials_that_no_mechanism_can_carry(arguments, token, text):
     with pytest.raises(AuthError) as caught:
         Credentials(*arguments, token=token)
     assert str(caught.value) == text
+
+
+def test_credentials_at_the_edge_of_what_can_be_carried():
+    assert Credentials(b"tim", token=b"!tanstaaf~").token == b"!tanstaaf~"
+    # The mechanisms of passwords have no such frame.
+    assert Credentials(b"tim\1", b"tan\1staaf").username == b"tim\1"
 
 
 # In a session

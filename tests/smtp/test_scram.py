@@ -18,6 +18,7 @@ from minisend.smtp.binding import (
     NOT_OFFERED,
     ChannelBinding,
     channel_binding,
+    element,
     signature_hash,
 )
 from minisend.smtp.client import AUTH
@@ -357,6 +358,26 @@ RSA_PSS = "2a864886f70d01010a"
 )
 def test_the_hash_of_a_certificate(octets, name):
     assert signature_hash(octets) == name
+
+
+@pytest.mark.parametrize(
+    "length",
+    [b"\x7f", b"\x81\x7f", b"\x81\x80", b"\x82\0\x80", b"\x83\0\0\x80", b"\x84\0\0\0\x80"],
+    ids=bytes.hex,
+)
+def test_each_form_of_a_length(length):
+    size = 0x7F if length.endswith(b"\x7f") else 0x80
+    content = bytes(size)
+    assert element(b"\x30" + length + content + b"behind", 0x30) == (content, b"behind")
+    for cut in (b"", length[:-1], length, length + content[1:]):
+        with pytest.raises(ValueError, match=r"^$"):
+            element(b"\x30" + cut, 0x30)
+
+
+@pytest.mark.parametrize("length", [b"\x80", b"\x85\0\0\0\0\x01", b"\xff"], ids=bytes.hex)
+def test_a_length_that_der_does_not_have(length):
+    with pytest.raises(ValueError, match=r"^$"):
+        element(b"\x30" + length + bytes(300), 0x30)
 
 
 def test_no_cut_certificate_has_a_hash():
