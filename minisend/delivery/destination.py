@@ -12,8 +12,9 @@ answers.  Without it a message is attempted as if nothing were known.
 
     failure                                 back-off                      next probe
     the site: refused, silent, no answer    doubles, retry_min to         as for a message (``delivery.retry``)
-    from the DNS, "not now" in greeting     retry_max
-    this machine: no network, no password   stays                         in retry_min
+    from the DNS, "not now" in greeting,    retry_max
+    no password for it
+    this machine: no network                stays                         in retry_min
 
 Source: DESIGN section 4; Postfix's qmgr(8) ("dead" destinations).
 """

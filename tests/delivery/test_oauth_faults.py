@@ -479,7 +479,7 @@ def test_the_message_waits(error: OAuthError, status: str) -> None:
         status,
         str(error),
     )
-    assert (verdict.then, verdict.scope) == (policy.STOP, policy.LOCAL)
+    assert (verdict.then, verdict.scope) == (policy.STOP, policy.SITE)
 
 
 # -- the file ------------------------------------------------------------------------------------

@@ -35,6 +35,7 @@ from minisend.errors import (
     SmtpError,
     TlsError,
 )
+from minisend.message.convert import CannotConvert
 from minisend.smtp.auth import AuthError
 from minisend.smtp.client import TRANSITIONS, Answer
 from minisend.smtp.dialogue import Refused
@@ -334,10 +335,10 @@ def test_larger_than_the_server_takes() -> None:
         pytest.param(
             Unroutable("why", "4.4.4"), DELAYED, "4.4.4", SITE, "", id="smarthost unknown"
         ),
-        pytest.param(Unroutable("why", "4.3.5"), DELAYED, "4.3.5", LOCAL, "", id="no dnspython"),
-        pytest.param(ConfigError("why"), DELAYED, "4.3.5", LOCAL, SETTINGS, id="password file"),
-        pytest.param(Rejected("why", "invalid_grant"), DELAYED, "4.7.8", LOCAL, TOKEN, id="OAuth2"),
-        pytest.param(Unavailable("why"), DELAYED, "4.7.0", LOCAL, "", id="OAuth2 for now"),
+        pytest.param(Unroutable("why", "4.3.5"), DELAYED, "4.3.5", SITE, "", id="no dnspython"),
+        pytest.param(ConfigError("why"), DELAYED, "4.3.5", SITE, SETTINGS, id="password file"),
+        pytest.param(Rejected("why", "invalid_grant"), DELAYED, "4.7.8", SITE, TOKEN, id="OAuth2"),
+        pytest.param(Unavailable("why"), DELAYED, "4.7.0", SITE, "", id="OAuth2 for now"),
     ],
 )
 def test_before_any_server(
@@ -425,6 +426,11 @@ def test_a_fault_of_this_machine_does_not_hide_what_a_server_said() -> None:
     assert later.after(refused) == later
     assert local.after(refused) == Verdict(refused.outcome, NEXT, SITE)
     assert bad_config.after(refused) == Verdict(refused.outcome, STOP, SITE)
+    no_dns = judge(1, Unroutable("no answer", "4.4.3"), at=9.0)
+    assert no_dns.after(refused) == Verdict(refused.outcome, STOP, SITE)
+    assert no_dns.after(bad_config) == no_dns
+    unfit = judge(1, CannotConvert("why"), at=10.0)
+    assert unfit.after(refused) == unfit
 
 
 def test_expired() -> None:

@@ -1039,7 +1039,7 @@ def test_a_password_file_of_no_use_is_named_and_nobody_is_asked(tmp_path, mode, 
         with Remotes(config) as sending:
             for index in (0, 1):
                 (verdict,) = attempt(sending, HOP, b"", {index: ANN}, CONTENT)
-                assert shape([verdict]) == [(index, DELAYED, "4.3.5", LOCAL)]
+                assert shape([verdict]) == [(index, DELAYED, "4.3.5", SITE)]
                 assert verdict.outcome.reason == f"[smarthost] password_file: {secret}: {why}"
                 assert verdict.outcome.remote_mta == ""
     assert server.sessions == []
