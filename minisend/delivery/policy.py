@@ -22,7 +22,8 @@ reply how long it lasts, and both together whether another server is worth askin
 
     error                                                                outcome
     NetworkError, TlsError, RemoteProtocolError, AuthError               delayed, site, next
-      - of this machine (NetworkError.local)                             delayed, local, next
+      - of this machine (NetworkError.local), which may pass             delayed, local, next
+      - of this machine, which has no IPv6                               delayed, route, next
       - while the message was sent                                       delayed, message, next
       - after its last octet: the server may have it, and asking         delayed, message, stop
         further servers would multiply the copies
@@ -80,9 +81,12 @@ AGAIN = "again"
 
 # Verdict.scope
 LOCAL = "local"
+ROUTE = "route"
 SITE = "site"
 MESSAGE = "message"
 RECIPIENT = "recipient"
+#: Those of a failure that any other message would meet.
+UNREACHED = (LOCAL, ROUTE, SITE)
 
 # Verdict.cause
 LOGIN = "login"
@@ -134,8 +138,8 @@ class Verdict(Value):
     ``outcome``  to be recorded, unless ``then`` leads to a better one
     ``then``     STOP: nothing more in this attempt; NEXT: the next address or host may do better;
                  AGAIN: the same server, in another transaction
-    ``scope``    whom the failure concerns: LOCAL this machine, which has no network (does not advance back-off),
-                 SITE the server, so every message for it; MESSAGE; RECIPIENT
+    ``scope``    whom the failure concerns: LOCAL this machine, which has no network (does not advance back-off);
+                 ROUTE this machine, whose network does not lead there; SITE the server, so every message for it; MESSAGE; RECIPIENT
     ``reports``  the server offers DSN: of a success it tells the sender itself (RFC 3461 section 5.2.1)
     ``cause``    LOGIN, TOKEN or SETTINGS where only the administrator can mend it, see ``delivery.notice``; else ""
     """
@@ -151,16 +155,21 @@ class Verdict(Value):
         self.reports = reports
         self.cause = cause
 
+    @property
+    def _is_ours(self) -> bool:
+        """No server was asked for it."""
+        outcome = self.outcome
+        return self.scope in (LOCAL, ROUTE) or (
+            outcome.action == DELAYED and not outcome.remote_mta
+        )
+
     def after(self, earlier: Verdict | None) -> Verdict:
         """The one of the two that stands for the attempt: this, the later one.
 
         But a fault of this machine, or of the way to any server, never hides what a server said: with no IPv6 here, the
         refusal on the IPv4 address is what the sender has to know, and what counts.
         """
-        ours = self.scope == LOCAL or (
-            self.outcome.action == DELAYED and not self.outcome.remote_mta
-        )
-        if earlier is not None and ours and earlier.scope != LOCAL and earlier.outcome.remote_mta:
+        if earlier is not None and self._is_ours and not earlier._is_ours:
             return Verdict(
                 earlier.outcome, self.then, earlier.scope, earlier.reports, earlier.cause
             )
@@ -273,7 +282,7 @@ def _judge_error(error: MinisendError) -> tuple[str, str, str]:
     if phase == END_OF_DATA:
         return DELAYED, STOP, MESSAGE
     if isinstance(error, NetworkError) and error.local:
-        return DELAYED, NEXT, LOCAL
+        return DELAYED, NEXT, ROUTE if error.lasting else LOCAL
     # What ends every session at this point may be the message itself: it must not hold up the others.
     return DELAYED, NEXT, MESSAGE if phase == DATA else SITE
 

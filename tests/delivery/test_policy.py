@@ -15,6 +15,7 @@ from minisend.delivery.policy import (
     MESSAGE,
     NEXT,
     RECIPIENT,
+    ROUTE,
     SETTINGS,
     SITE,
     STOP,
@@ -426,6 +427,10 @@ def test_a_fault_of_this_machine_does_not_hide_what_a_server_said() -> None:
     assert later.after(refused) == later
     assert local.after(refused) == Verdict(refused.outcome, NEXT, SITE)
     assert bad_config.after(refused) == Verdict(refused.outcome, STOP, SITE)
+    no_ipv6 = judge(1, NetworkError("no IPv6", "4.4.1", local=True, lasting=True), at=8.0)
+    assert (no_ipv6.then, no_ipv6.scope) == (NEXT, ROUTE)
+    assert no_ipv6.after(refused) == Verdict(refused.outcome, NEXT, SITE)
+    assert refused.after(no_ipv6) == refused
     no_dns = judge(1, Unroutable("no answer", "4.4.3"), at=9.0)
     assert no_dns.after(refused) == Verdict(refused.outcome, STOP, SITE)
     assert no_dns.after(bad_config) == no_dns
