@@ -57,7 +57,10 @@ _LOCAL = frozenset(
 )
 
 
-# Of these, what a machine says to a connection over IPv6 that has IPv4 alone.
+# Of these, what a unix socket's file says of who may use it: that is for somebody to mend, not to wait for.
+_FORBIDDEN = frozenset((errno.EACCES, errno.EPERM))
+
+# And what a machine says to a connection over IPv6 that has IPv4 alone.
 _NO_IPV6 = frozenset((errno.ENETUNREACH, errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT))
 
 
@@ -400,11 +403,12 @@ def _connected(
         if isinstance(error, NetworkError):
             fault = NetworkError(f"connect to {name}: timed out", "4.4.1")
         elif isinstance(error, OSError):
+            is_file = family == _socket.AF_UNIX
             no_ipv6 = family == _socket.AF_INET6 and source is None and error.errno in _NO_IPV6
             fault = NetworkError(
                 f"connect to {name}: {_reason(error)}",
                 "4.4.1",
-                local=error.errno in _LOCAL,
+                local=error.errno in (_LOCAL - _FORBIDDEN if is_file else _LOCAL),
                 lasting=no_ipv6 and _has_ipv4(),
             )
         else:

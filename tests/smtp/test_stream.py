@@ -299,6 +299,28 @@ def test_connect_to_a_unix_socket(tmp_path):
     )
 
 
+@pytest.mark.parametrize(
+    ("code", "local"),
+    [(errno.EACCES, False), (errno.EPERM, False), (errno.EMFILE, True)],
+    ids=errno.errorcode.get,
+)
+def test_a_unix_socket_that_we_may_not_use_is_no_lack_of_a_network(monkeypatch, code, local):
+    """Mail for it is to expire as any other."""
+
+    class Failing(socket.socket):
+        def connect_ex(self, address):
+            return code
+
+    monkeypatch.setattr(
+        stream_module, "_socket", SimpleNamespace(**vars(_socket) | {"socket": Failing})
+    )
+    assert caught(connect_unix, "/run/lmtp", 5) == (
+        f"connect to /run/lmtp: {os.strerror(code)}",
+        "4.4.1",
+        local,
+    )
+
+
 def test_connect_has_a_deadline(monkeypatch):
     """A full backlog drops what knocks: the connection is never made and never refused."""
     monkeypatch.setattr(stream_module, "_PATIENCE", 0.02)
