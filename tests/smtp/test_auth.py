@@ -290,6 +290,10 @@ def test_what_is_left_after_a_refusal():
     passwords = auth.further(unbound, unbound[0].begin(), refused)
     assert [c.name for c in passwords] == ["PLAIN", "LOGIN", "CRAM-MD5"]
     assert auth.further(passwords, passwords[0].begin(), refused) == []
+    unknown = Reply(504, (b"5.7.4 unrecognized authentication type",))
+    left = auth.further(passwords, passwords[0].begin(), unknown)
+    assert [c.name for c in left] == ["LOGIN", "CRAM-MD5"]
+    assert auth.further(left[-1:], left[-1].begin(), unknown) == []
     # SCRAM-SHA-256 without its bound form: that of SHA-1 is not worth a try either.
     some = auth.choose(
         ("SCRAM-SHA-256", "SCRAM-SHA-1-PLUS"), "auto", TIM, encrypted=True, binding=BINDING

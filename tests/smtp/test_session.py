@@ -459,6 +459,17 @@ PLAIN_RESPONSE = b"AHVzZXIAcGFzcyBwaHJhc2U="
         ),
         pytest.param(
             b"AUTH PLAIN LOGIN",
+            "auto",
+            [
+                (b"AUTH PLAIN " + PLAIN_RESPONSE, b"504 5.7.4 unrecognized"),
+                (b"AUTH LOGIN", b"334 x"),
+                (b"dXNlcg==", b"334 x"),
+                (b"cGFzcyBwaHJhc2U=", b"235 in"),
+            ],
+            id="plain-offered-and-unknown",
+        ),
+        pytest.param(
+            b"AUTH PLAIN LOGIN",
             "login",
             [(b"AUTH LOGIN", b"334 x"), (b"dXNlcg==", b"535 5.7.8 no")],
             id="login-refused",
