@@ -8,7 +8,13 @@ Source: RFC 5321 sections 3.1 and 3.2, RFC 2033 section 4.1 (LHLO), RFC 3207 (ST
 
 from __future__ import annotations
 
-from minisend.errors import LocalProtocolError, RemoteProtocolError, SmtpError, TlsError
+from minisend.errors import (
+    LocalProtocolError,
+    NetworkError,
+    RemoteProtocolError,
+    SmtpError,
+    TlsError,
+)
 from minisend.smtp import client
 from minisend.smtp.client import Answer
 from minisend.smtp.dialogue import Dialogue, Refused
@@ -130,7 +136,13 @@ class Opening(Dialogue):
             return
         self._start_tls(client.STARTTLS)
         self._connection.tls_established()
-        self._say_hello()
+        try:
+            self._say_hello()
+        except (NetworkError, TlsError) as error:
+            if required or isinstance(error, HandshakeError):
+                raise
+            # As good as a handshake that failed: what began so well is of no use.
+            raise blame(HandshakeError(f"{error}, inside TLS"), client.EHLO) from error
 
     def _without_tls(self, why: str) -> TlsError:
         text = f"TLS is required, and the server {why}"

@@ -898,6 +898,36 @@ def test_opportunistic_tls_that_fails_is_done_without_on_a_new_connection() -> N
     ]
 
 
+def test_opportunistic_tls_that_is_of_no_use_is_done_without_on_a_new_connection() -> None:
+    """The handshake succeeds, and nothing comes after it: Postfix does without then, too."""
+    answer = replies({b"EHLO": [None, CLOSE]})
+    context = server_context("mx.test")
+    server = ScriptedServer(answer, keywords=(*KEYWORDS, b"STARTTLS"), context=context)
+    with server, Remotes(configuration(server.port, tls="opportunistic")) as sending:
+        assert attempt(sending, HOP, b"", {0: ANN}, CONTENT) == [relayed(server, 0)]
+    assert [(session.tls, session.verbs()) for session in server.sessions] == [
+        (True, [b"EHLO", b"STARTTLS", b"EHLO"]),
+        (False, [b"EHLO", b"MAIL", b"RCPT", b"DATA", b"QUIT"]),
+    ]
+
+
+def test_required_tls_that_is_of_no_use_is_not_done_without(ca_file: str) -> None:
+    answer = replies({b"EHLO": [None, CLOSE]})
+    context = server_context("127.0.0.1")
+    server = ScriptedServer(answer, keywords=(*KEYWORDS, b"STARTTLS"), context=context)
+    with (
+        server,
+        Remotes(configuration(server.port, tls="starttls", tls_ca_file=ca_file)) as sending,
+    ):
+        (verdict,) = attempt(sending, HOP, b"", {0: ANN}, CONTENT)
+    assert verdict.outcome.reason == (
+        f"host 127.0.0.1[127.0.0.1]:{server.port}: lost connection: closed by the server (during EHLO)"
+    )
+    assert [(session.tls, session.verbs()) for session in server.sessions] == [
+        (True, [b"EHLO", b"STARTTLS", b"EHLO"])
+    ]
+
+
 def test_a_password_does_not_go_where_tls_failed(tmp_path) -> None:
     secret = tmp_path / "secret"
     secret.write_text("hush\n")
