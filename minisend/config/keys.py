@@ -25,7 +25,7 @@ KEYS: "tuple[tuple[str, str, str | tuple[str, ...], object, str], ...]" = (
     ("smarthost", "srv", "domain", "", "A domain whose SRV records name the servers, in place of host."),
     ("smarthost", "port", "port", None, "The TCP port of the server."),
     ("smarthost", "rate", "rate", None, "The most messages that the server is given in a time."),
-    ("smarthost", "tls", ("starttls", "implicit", "opportunistic", "none"), "starttls", "How the connection is encrypted."),
+    ("smarthost", "tls", ("starttls", "implicit", "opportunistic", "none"), None, "How the connection is encrypted."),
     ("smarthost", "tls_ca_file", "path", "", "A PEM file of the authorities to trust in place of the system's."),
     ("smarthost", "tls_fingerprint", "fingerprints", (), "The certificate or key that the server must show, or a list of them."),
     ("smarthost", "tls_cert_file", "path", "", "A PEM file of the certificate to show to the server."),

@@ -130,6 +130,9 @@ class Smarthost:
     def __init__(self, hosts: "tuple[str, ...]", **values: "Any") -> None:
         self.hosts = hosts
         _fill(self, "smarthost", values)
+        if self.tls is None:
+            # RFC 8314 section 7.3: on this port a server that is waited for to speak first would wait for us, too.
+            self.tls = "implicit" if self.port == _PORTS["implicit"] else "starttls"
         if self.port is None:
             self.port = _PORTS[self.tls]
 

@@ -320,6 +320,9 @@ def test_every_key(machine: Path) -> None:
     [
         ("", {}),
         ('tls = "implicit"', {"tls": "implicit", "port": 465}),
+        ("port = 465", {"tls": "implicit", "port": 465}),
+        ("port = 587", {"tls": "starttls", "port": 587}),
+        ('port = 465\ntls = "starttls"', {"tls": "starttls", "port": 465}),
         ('tls = "opportunistic"', {"tls": "opportunistic", "port": 587}),
         ('tls = "none"', {"tls": "none", "port": 25}),
         ('tls = "none"\nport = 587', {"tls": "none", "port": 587}),
