@@ -375,6 +375,18 @@ OK = answer("end of data", 250, b"2.0.0 Ok")
             id="552 beside one accepted, whatever became of it",
         ),
         pytest.param(
+            answer("end of data", 552, b"x"),
+            answer("end of data", 552, b"x"),
+            (FAILED, "5.3.4", STOP),
+            id="552 to the message of two",
+        ),
+        pytest.param(
+            answer("DATA", 452, b"x"),
+            answer("DATA", 452, b"x"),
+            (DELAYED, "4.3.1", NEXT),
+            id="452 to DATA of two",
+        ),
+        pytest.param(
             at_phase(NetworkError("lost"), "DATA"),
             answer("RCPT TO", 552, b"x"),
             (DELAYED, "4.5.3", AGAIN),
@@ -401,7 +413,7 @@ def test_too_many_recipients(
     assert verdicts[0] == judge(4, first, remote_mta=MTA, at=5.0)
     outcome = verdicts[1].outcome
     assert (outcome.action, outcome.status, verdicts[1].then) == expected
-    assert verdicts[1].scope == RECIPIENT
+    assert verdicts[1].scope == (RECIPIENT if second.command == "RCPT TO" else MESSAGE)
     assert (outcome.recipient, outcome.diagnostic) == (9, f"smtp; {second.reply}")
 
 
