@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from minisend.admin.terminal import BOLD, Paint, printable, write
+from minisend.config.keys import smarthost_table
 from minisend.config.sections import Config, Smarthost
 from minisend.delivery import core_dump
 from minisend.delivery.oauth import browser, device
@@ -41,7 +42,7 @@ def login(config: Config, name: str, method: str) -> int:
     smarthost = _smarthost(config, name)
     if not smarthost.uses_oauth2:
         raise ConfigError(
-            f"[{f'smarthosts.{name}' if name else 'smarthost'}] oauth2_provider: "
+            f"{smarthost_table(name)} oauth2_provider: "
             "expected this key, or oauth2_token_endpoint, for a login (got nothing)"
         )
     if not smarthost.oauth2_token_file:

@@ -178,6 +178,10 @@ class Authorities:
         self.foreign = directory / "foreign.pem"
         foreign.private_key_and_cert_chain_pem.write_to_path(self.foreign)
         self.foreign.chmod(0o600)
+        late = self.known.issue_cert("client@here.test", not_before=PAST, not_after=PAST)
+        self.expired = directory / "expired.pem"
+        late.private_key_and_cert_chain_pem.write_to_path(self.expired)
+        self.expired.chmod(0o600)
         # Its own issuer, and so a certificate that vouches for itself.
         self.self_signed = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         alone = trustme.CA()
@@ -435,14 +439,16 @@ def test_a_server_that_demands_a_certificate_of_ours(
     trust = f'tls_ca_file = "{authorities.ca_file}"\n'
     ours = f'tls_cert_file = "{authorities.certificate}"\ntls_key_file = "{authorities.key}"\n'
     foreign = f'tls_cert_file = "{authorities.foreign}"\n'
+    expired = f'tls_cert_file = "{authorities.expired}"\n'
     way = Way(authorities.demanding(version))
-    for name in ("ours", "none", "foreign"):
+    for name in ("ours", "none", "foreign", "late"):
         (tmp_path / name).mkdir()
     assert sent(tmp_path / "ours", serve(way, level), level, trust + ours) == delivered(level)
     without = sent(tmp_path / "none", serve(way, level), level, trust)
     stranger = sent(tmp_path / "foreign", serve(way, level), level, trust + foreign)
+    late = sent(tmp_path / "late", serve(way, level), level, trust + expired)
     if level == "opportunistic":
-        assert [without, stranger] == [IN_PLAIN_TEXT] * 2
+        assert [without, stranger, late] == [IN_PLAIN_TEXT] * 3
         return
     refused = "TLS handshake with localhost: our certificate, or the lack of one, is not accepted: the server said "
     remedy = ": [smarthost] tls_cert_file and tls_key_file name the one to show"
@@ -451,11 +457,16 @@ def test_a_server_that_demands_a_certificate_of_ours(
         lacking = "TLS handshake with localhost: the server said handshake failure"
         assert without == waits(level, lacking)
         assert stranger == waits(level, f"{refused}unknown ca{remedy}")
+        assert late == waits(level, f"{refused}certificate expired{remedy}")
     else:
         # The handshake is over for us when the server looks at what we have shown.
         phase = "greeting" if level == "implicit" else "EHLO"
         clear = NOTHING if level == "implicit" else BEFORE_TLS
-        for result, alert in ((without, "certificate required"), (stranger, "unknown ca")):
+        for result, alert in (
+            (without, "certificate required"),
+            (stranger, "unknown ca"),
+            (late, "certificate expired"),
+        ):
             why = f"host SERVER: {refused}{alert}{remedy} (during {phase})"
             assert result == Result(WAITS, why, [clear], [NOTHING])
 
