@@ -173,15 +173,12 @@ class Client:
 
 
 def _token_file(name: str, environ: Mapping[bytes, bytes], euid: int) -> str:
-    """The system's state directory when it is ours, else the user's own."""
-    if "/" in name or name[:1] == "." or name == DEFAULT_NAME:
-        raise OAuthError(
-            f"[smarthosts.{name}] oauth2_token_file: no file can have this name: set it"
-        )
+    """In the system's state directory when it is ours, else in the user's own; ``minisend.config`` has checked the name."""
     directory = SYSTEM_STATE if _is_ours(SYSTEM_STATE, euid) else None
     directory = directory or state_directory(environ, euid, euid)
     if directory is None:
-        raise OAuthError(f"[smarthost] oauth2_token_file: uid {euid} has no home directory: set it")
+        table = smarthost_table(name)
+        raise OAuthError(f"{table} oauth2_token_file: uid {euid} has no home directory: set it")
     return f"{directory}/oauth/{name or DEFAULT_NAME}.json"
 
 
