@@ -823,6 +823,28 @@ def test_every_transaction_reads_the_message_anew() -> None:
     assert b"MAIL FROM:<> SIZE=14 BODY=8BITMIME" in server.sessions[0].commands
 
 
+def test_what_is_converted_is_declared_and_limited_by_what_comes_of_it() -> None:
+    """A server without 8BITMIME gets three octets for one: more than it takes, or as many as were announced (RFC 1870)."""
+    header = b"Content-Type: text/plain; charset=utf-8\nMIME-Version: 1.0\n\n"
+    octets = header + "ä".encode() * 300 + b"\n"
+    size = len(octets) + octets.count(b"\n")
+    content = Content(lambda: [octets], size=size, eight_bit=True, header=header)
+    for limit, taken in ((0, True), (2 * size, False)):
+        keywords = (b"PIPELINING", b"SIZE" + b" %d" % limit * bool(limit))
+        with ScriptedServer(keywords=keywords) as server:
+            with Remotes(configuration(server.port)) as sending:
+                (verdict,) = attempt(sending, HOP, b"", {0: ANN}, content)
+        announced = [c for c in server.sessions[0].commands if c.startswith(b"MAIL")]
+        if taken:
+            (message,) = server.messages
+            assert message.octets.isascii()
+            assert announced == [b"MAIL FROM:<> SIZE=%d" % len(message.octets)]
+            assert len(message.octets) > 2 * size
+        else:
+            assert (announced, server.messages) == ([], [])
+            assert (verdict.outcome.action, verdict.outcome.status) == (FAILED, "5.3.4")
+
+
 def test_a_message_that_cannot_be_read_to_its_end_is_not_ended() -> None:
     def octets() -> Iterator[bytes]:
         yield b"Subject: x\n\n" + b"half a message\n" * 10_000
