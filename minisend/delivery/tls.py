@@ -39,6 +39,7 @@ NONE = "none"
 OPPORTUNISTIC = "opportunistic"
 IMPLICIT = "implicit"
 _DEFAULT_MIN_VERSION = "1.2"  # RFC 8996
+_IMPLICIT_PORT = 465  # RFC 8314 section 7.3
 _OPENSSL_VARIABLES = (
     "OPENSSL_CONF",
     "OPENSSL_ENGINES",
@@ -145,8 +146,10 @@ def _remedies(smarthost: Smarthost, table: str) -> tuple[tuple[Fault, str], ...]
     level, port = smarthost.tls, smarthost.port
     other = "starttls" if level == IMPLICIT else "implicit"
     # With srv the level is the DNS's to say.
+    meant = f'{table} tls = "{level}" with port = {port}: is tls = "{other}" meant?'
     of_the_level = () if smarthost.srv else (
-        (Fault.NOT_TLS, f'{table} tls = "{level}" with port = {port}: is tls = "{other}" meant?'),
+        (Fault.NOT_TLS, meant),
+        *(((Fault.SILENT, meant),) if port == _IMPLICIT_PORT and level != IMPLICIT else ()),
         (Fault.NOT_OFFERED, f'{table} tls = "{level}" demands it; somebody on the way may have removed the offer'),
     )  # fmt: skip
     return (

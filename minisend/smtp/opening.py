@@ -87,7 +87,7 @@ class Opening(Dialogue):
         try:
             if self._tls == "implicit":
                 self._start_tls("connect")
-            self._answer_ok()
+            self._hear_greeting()
             self._say_hello()
             if self._tls in ("starttls", "opportunistic"):
                 self._ask_for_tls()
@@ -109,6 +109,17 @@ class Opening(Dialogue):
         except BaseException:
             self.close()
             raise
+
+    def _hear_greeting(self) -> None:
+        try:
+            self._answer_ok()
+        except NetworkError as error:
+            if self._tls == "implicit" or self._trust is None:
+                raise
+            from minisend.smtp.handshake import Fault
+
+            advised = self._trust.advised(Fault.SILENT, str(error))
+            raise blame(NetworkError(advised, local=error.local), client.GREETING) from error
 
     def _say_hello(self) -> None:
         self._connection.ehlo(self._hello_name)

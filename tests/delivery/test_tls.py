@@ -177,6 +177,16 @@ def test_no_advice_on_a_level_that_the_dns_has_chosen(srv: str) -> None:
         assert (trust.advised(fault, "x") == "x") is bool(srv)
 
 
+@pytest.mark.parametrize("level", ["starttls", "opportunistic", "implicit"])
+@pytest.mark.parametrize("port", [465, 587])
+def test_a_server_that_waits_for_us_as_we_for_it(level: str, port: int) -> None:
+    trust = smarthost_trust(smarthost(tls=level, port=port))
+    assert trust is not None
+    advice = f': [smarthost] tls = "{level}" with port = 465: is tls = "implicit" meant?'
+    expected = "timed out" + (advice if (port, level != "implicit") == (465, True) else "")
+    assert trust.advised(Fault.SILENT, "timed out") == expected
+
+
 # Our certificate
 
 

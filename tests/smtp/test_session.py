@@ -1,6 +1,7 @@
 """The driver against scripted servers on loopback sockets: one result a recipient, whatever the server does."""
 
 import socket
+import ssl
 import threading
 import traceback
 
@@ -30,6 +31,7 @@ from minisend.smtp.client import (
 )
 from minisend.smtp.deadlines import Deadlines
 from minisend.smtp.dialogue import Refused
+from minisend.smtp.handshake import Fault, Trust
 from minisend.smtp.reply import Reply
 from minisend.smtp.session import Session
 from minisend.smtp.stream import HandshakeError, Stream, connect
@@ -291,6 +293,21 @@ def test_a_server_that_drips_does_not_outlive_the_deadline():
 
 
 # TLS
+
+
+@pytest.mark.parametrize("level", ["starttls", "opportunistic", "implicit"])
+def test_a_server_that_says_nothing_may_wait_for_tls(level, monkeypatch):
+    """Where it is asked to begin in the clear."""
+    ours, theirs = socket.socketpair()
+    monkeypatch.setattr(Stream, "start_tls", lambda *arguments: None)
+    trust = Trust(ssl.create_default_context(), remedies={Fault.SILENT: "mend it"})
+    limits = Deadlines(greeting=0.05)
+    session = Session(
+        Stream(ours), hello=b"me.test", tls=level, trust=trust, server_name="mx", deadlines=limits
+    )
+    said = "timed out" if level == "implicit" else "timed out: mend it"
+    open_fails(session, NetworkError, GREETING, said)
+    theirs.close()
 
 
 def tls_script(context, *keywords_after):
