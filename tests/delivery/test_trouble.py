@@ -761,8 +761,11 @@ def test_what_a_setting_keeps_from_being_sent_has_no_longer_time_than_other_mail
     program = Program(tmp_path, settings)
     queue_long_ago(program, time.time() - LIFETIME - 60, MESSAGE, Recipient(b"ann@x.test"))
     for _ in range(2):
+        before = time.time()
         assert program.flush("--all")[0] == 75
     (waits,) = (message for message in program.queue() if message["sender"] == "me@here.test")
+    # It is looked at again as soon as after a first failure.
+    assert waits["next_attempt"] in range(int(before) + 300, int(time.time()) + 301)
     assert str(reason_of(waits)).startswith(why)
     assert program.flush("--all")[0] == 75
     # What is there now is told by nothing but mail: the report, and to whose queue it is the notice.
