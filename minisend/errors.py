@@ -104,14 +104,18 @@ class NetworkError(SmtpError):
 
     ``local``  the fault is on this machine (ENETUNREACH, EACCES, EPERM): it says nothing
     about the server, so it must not count against it.
+    ``lasting``  and no wait for a network will change it: there is one, without IPv6
     """
 
     status = "4.4.2"
 
-    def __init__(self, message: str, status: str = "4.4.2", *, local: bool = False) -> None:
+    def __init__(
+        self, message: str, status: str = "4.4.2", *, local: bool = False, lasting: bool = False
+    ) -> None:
         super().__init__(message)
         self.status = status
         self.local = local
+        self.lasting = lasting
 
 
 class TlsError(SmtpError):

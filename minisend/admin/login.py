@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from urllib.parse import parse_qs, urlsplit
 
 from minisend.admin.terminal import BOLD, Paint, printable, write
+from minisend.config.keys import smarthost_table
 from minisend.config.sections import Config, Smarthost
 from minisend.delivery import core_dump
 from minisend.delivery.oauth import browser, device
@@ -42,7 +43,7 @@ def login(config: Config, name: str, method: str) -> int:
     smarthost = _smarthost(config, name)
     if not smarthost.uses_oauth2:
         raise ConfigError(
-            f"[{f'smarthosts.{name}' if name else 'smarthost'}] oauth2_provider: "
+            f"{smarthost_table(name)} oauth2_provider: "
             "expected this key, or oauth2_token_endpoint, for a login (got nothing)"
         )
     if not smarthost.oauth2_token_file:

@@ -205,6 +205,8 @@ def _check_oauth2(
         need("oauth2_service_account_file", "oauth2_grant", quoted)
         return given[0]
     need("oauth2_client_id")
+    if smarthost.get("oauth2_client_auth") == "basic":
+        need("oauth2_client_secret_file", "oauth2_client_auth", '"basic"')
     if grant == "client_credentials":
         need("oauth2_client_secret_file", "oauth2_grant", quoted)
         if smarthost.get("oauth2_provider") == "microsoft365":

@@ -70,6 +70,7 @@ class Smarthost:
         "hosts",
         "oauth2_auth_endpoint",
         "oauth2_ca_file",
+        "oauth2_client_auth",
         "oauth2_client_id",
         "oauth2_client_secret_file",
         "oauth2_device_endpoint",
@@ -116,6 +117,7 @@ class Smarthost:
     oauth2_grant: str
     oauth2_client_id: str
     oauth2_client_secret_file: str
+    oauth2_client_auth: str
     oauth2_service_account_file: str
     oauth2_tenant: str
     oauth2_scope: str
@@ -128,6 +130,9 @@ class Smarthost:
     def __init__(self, hosts: "tuple[str, ...]", **values: "Any") -> None:
         self.hosts = hosts
         _fill(self, "smarthost", values)
+        if self.tls is None:
+            # RFC 8314 section 7.3: on this port a server that is waited for to speak first would wait for us, too.
+            self.tls = "implicit" if self.port == _PORTS["implicit"] else "starttls"
         if self.port is None:
             self.port = _PORTS[self.tls]
 

@@ -13,7 +13,10 @@ answers.  Without it a message is attempted as if nothing were known.
     failure                                 back-off                      next probe
     the site: refused, silent, no answer    doubles, retry_min to         as for a message (``delivery.retry``)
     from the DNS, "not now" in greeting     retry_max
-    this machine: no network, no password   stays                         in retry_min
+    this machine: no network; a setting     stays                         in retry_min
+    that does not work, no access token
+
+What a setting or a token keeps from being tried counts all the same: those who wait for it do not wait for ever.
 
 Source: DESIGN section 4; Postfix's qmgr(8) ("dead" destinations).
 """
@@ -42,7 +45,7 @@ class Down(Value):
     """A destination that could not be reached.  Times in seconds since the epoch.
 
     ``since``     the first failure
-    ``failures``  how many counted, so how far the back-off is; those of this machine do not count
+    ``failures``  how far the back-off is; those of this machine do not advance it
     ``counted``   times of the last ``retry.LEAST_ATTEMPTS`` that counted, oldest first
     ``until``     the next probe: whole seconds, as in the names of the messages that wait for it
     ``status``, ``reason``, ``remote_mta``, ``diagnostic``, ``command``, ``at``  of the last one, as in ``Outcome``
@@ -100,13 +103,15 @@ def after_failure(
     outcome: Outcome,
     *,
     local: bool,
+    settings: bool = False,
     name: str,
     retry_min: float,
     retry_max: float,
 ) -> Down:
     """What is known after one more failure.
 
-    ``local``  a fault of this machine
+    ``local``     a fault of this machine
+    ``settings``  of what the administrator has set, or has to renew: looked at again soon
     A probe before its time - for a new message, or because somebody asked for it - does not advance the back-off.
     """
     now = outcome.at
@@ -114,7 +119,7 @@ def after_failure(
     counted = known.counted if known else ()
     if not local:
         counted = (*counted, now)[-retry.LEAST_ATTEMPTS :]
-    if local:
+    if local or settings:
         until = now + retry_min
     elif known is not None and now < known.until <= now + retry_max and known.failures:
         until = known.until

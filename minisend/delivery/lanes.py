@@ -28,7 +28,7 @@ from time import monotonic, process_time
 from minisend.delivery.attempt import Attempt
 from minisend.delivery.condition import Condition
 from minisend.delivery.destination import PROBE_PAUSE, after_failure
-from minisend.delivery.policy import LOCAL
+from minisend.delivery.policy import LOCAL, SETTINGS, TOKEN
 from minisend.delivery.rate import rate_of
 from minisend.delivery.remote import Remote, Stopped
 from minisend.delivery.route import SMARTHOST, common
@@ -519,6 +519,7 @@ class Lanes:
                 destination.down,
                 verdict.outcome,
                 local=verdict.scope == LOCAL,
+                settings=verdict.cause in (SETTINGS, TOKEN),
                 name=destination.hop.name,
                 retry_min=spool.retry_min,
                 retry_max=spool.retry_max,

@@ -22,14 +22,16 @@ reply how long it lasts, and both together whether another server is worth askin
 
     error                                                                outcome
     NetworkError, TlsError, RemoteProtocolError, AuthError               delayed, site, next
-      - of this machine (NetworkError.local)                             delayed, local, next
+      - of this machine (NetworkError.local), which may pass             delayed, local, next
+      - of this machine, which has no IPv6                               delayed, route, next
       - while the message was sent                                       delayed, message, next
       - after its last octet: the server may have it, and asking         delayed, message, stop
         further servers would multiply the copies
     LocalProtocolError (our bug) and whatever is not known               delayed, message, stop
     a status of class 5 (too big for the server's SIZE, unroutable)      failed, message, stop
-    Unroutable for now: DNS trouble / no DNS to be had                   delayed, site / local, stop
-    ConfigError: certificates, password, access token                    delayed, local, stop
+    Unroutable for now: DNS trouble, no DNS to be had                    delayed, site, stop
+    ConfigError: certificates, password, access token                    delayed, site, stop: whoever waits for an
+                                                                         administrator waits no longer than others
 
 The status is the server's enhanced one with the class of the action, else the code's own meaning,
 else "the class is all we know": X.0.0 (RFC 3463 section 3.1).
@@ -79,9 +81,12 @@ AGAIN = "again"
 
 # Verdict.scope
 LOCAL = "local"
+ROUTE = "route"
 SITE = "site"
 MESSAGE = "message"
 RECIPIENT = "recipient"
+#: Those of a failure that any other message would meet.
+UNREACHED = (LOCAL, ROUTE, SITE)
 
 # Verdict.cause
 LOGIN = "login"
@@ -123,7 +128,6 @@ _DETAILS: dict[tuple[str, int] | int, str] = {
 _PHASE_DETAILS = {GREETING: "3.2", STARTTLS: "7.0", AUTH: "7.0"}
 _DIGITS = {RELAYED: "2", DELAYED: "4", FAILED: "5"}
 _TOO_MANY_RECIPIENTS = "5.3"
-_MISCONFIGURED = "4.3.5"
 # Octets of a reply, characters of an error: a server may send 64 KiB to each recipient, and more than this nobody reads.
 _SAID_LIMIT = 1024
 
@@ -134,8 +138,8 @@ class Verdict(Value):
     ``outcome``  to be recorded, unless ``then`` leads to a better one
     ``then``     STOP: nothing more in this attempt; NEXT: the next address or host may do better;
                  AGAIN: the same server, in another transaction
-    ``scope``    whom the failure concerns: LOCAL this machine (does not advance back-off), SITE the server, so
-                 every message for it; MESSAGE; RECIPIENT
+    ``scope``    whom the failure concerns: LOCAL this machine, which has no network (does not advance back-off);
+                 ROUTE this machine, whose network does not lead there; SITE the server, so every message for it; MESSAGE; RECIPIENT
     ``reports``  the server offers DSN: of a success it tells the sender itself (RFC 3461 section 5.2.1)
     ``cause``    LOGIN, TOKEN or SETTINGS where only the administrator can mend it, see ``delivery.notice``; else ""
     """
@@ -151,13 +155,21 @@ class Verdict(Value):
         self.reports = reports
         self.cause = cause
 
+    @property
+    def _is_ours(self) -> bool:
+        """No server was asked for it."""
+        outcome = self.outcome
+        return self.scope in (LOCAL, ROUTE) or (
+            outcome.action == DELAYED and not outcome.remote_mta
+        )
+
     def after(self, earlier: Verdict | None) -> Verdict:
         """The one of the two that stands for the attempt: this, the later one.
 
-        But a fault of this machine never hides what a server said: with no IPv6 here, the refusal
-        on the IPv4 address is what the sender has to know, and what counts.
+        But a fault of this machine, or of the way to any server, never hides what a server said: with no IPv6 here, the
+        refusal on the IPv4 address is what the sender has to know, and what counts.
         """
-        if earlier is not None and self.scope == LOCAL and earlier.scope != LOCAL:
+        if earlier is not None and self._is_ours and not earlier._is_ours:
             return Verdict(
                 earlier.outcome, self.then, earlier.scope, earlier.reports, earlier.cause
             )
@@ -259,18 +271,18 @@ def expired(latest: Outcome, at: float) -> Outcome:
 def _judge_error(error: MinisendError) -> tuple[str, str, str]:
     """Action, ``then`` and ``scope`` of what is not an answer."""
     if isinstance(error, ConfigError):
-        return DELAYED, STOP, LOCAL
+        return DELAYED, STOP, SITE
     if isinstance(error, (SmtpError, Unroutable, DataError)) and error.status.startswith("5"):
         return FAILED, STOP, MESSAGE
     if isinstance(error, Unroutable):
-        return DELAYED, STOP, LOCAL if error.status == _MISCONFIGURED else SITE
+        return DELAYED, STOP, SITE
     if isinstance(error, LocalProtocolError) or not isinstance(error, SmtpError):
         return DELAYED, STOP, MESSAGE
     phase = _phase(error)
     if phase == END_OF_DATA:
         return DELAYED, STOP, MESSAGE
     if isinstance(error, NetworkError) and error.local:
-        return DELAYED, NEXT, LOCAL
+        return DELAYED, NEXT, ROUTE if error.lasting else LOCAL
     # What ends every session at this point may be the message itself: it must not hold up the others.
     return DELAYED, NEXT, MESSAGE if phase == DATA else SITE
 

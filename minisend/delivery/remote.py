@@ -283,7 +283,7 @@ class Remote:
                     still.appendleft(target)
         # Not when a session was had and lost: that may have been this message's doing.
         latest = list(errand.latest.values())
-        if not reached and latest and all(v.scope in (policy.SITE, policy.LOCAL) for v in latest):
+        if not reached and latest and all(v.scope in policy.UNREACHED for v in latest):
             return latest[0]
         for verdict in latest:
             if verdict.cause:

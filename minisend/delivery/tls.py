@@ -39,6 +39,7 @@ NONE = "none"
 OPPORTUNISTIC = "opportunistic"
 IMPLICIT = "implicit"
 _DEFAULT_MIN_VERSION = "1.2"  # RFC 8996
+_IMPLICIT_PORT = 465  # RFC 8314 section 7.3
 _OPENSSL_VARIABLES = (
     "OPENSSL_CONF",
     "OPENSSL_ENGINES",
@@ -62,11 +63,13 @@ class _Terms(NamedTuple):
     """All that a Trust is made from.
 
     ``verify``    the certificate must hold
+    ``opportunistic``  a handshake that fails is followed by plain text
     ``ca``        _NO_FILE: the authorities of the system
     ``remedies``  as Trust has them, in pairs
     """
 
     verify: bool = False
+    opportunistic: bool = False
     ca: _File = _NO_FILE
     pins: tuple[str, ...] = ()
     certificate: _File = _NO_FILE
@@ -97,6 +100,7 @@ def smarthost_trust(smarthost: Smarthost, *, name: str = "") -> Trust | None:
     key_file = smarthost.tls_key_file or cert_file
     terms = _Terms(
         verify=verify,
+        opportunistic=smarthost.tls == OPPORTUNISTIC,
         ca=_file(table, "tls_ca_file", smarthost.tls_ca_file if verify else ""),
         pins=pins,
         certificate=_file(table, "tls_cert_file", cert_file),
@@ -123,7 +127,7 @@ def mx_trust(delivery: Delivery) -> Trust | None:
     if delivery.tls == NONE:
         return None
     with _making:
-        return _made(_Terms())
+        return _made(_Terms(opportunistic=True))
 
 
 def _file(table: str, key: str, path: str) -> _File:
@@ -142,8 +146,10 @@ def _remedies(smarthost: Smarthost, table: str) -> tuple[tuple[Fault, str], ...]
     level, port = smarthost.tls, smarthost.port
     other = "starttls" if level == IMPLICIT else "implicit"
     # With srv the level is the DNS's to say.
+    meant = f'{table} tls = "{level}" with port = {port}: is tls = "{other}" meant?'
     of_the_level = () if smarthost.srv else (
-        (Fault.NOT_TLS, f'{table} tls = "{level}" with port = {port}: is tls = "{other}" meant?'),
+        (Fault.NOT_TLS, meant),
+        *(((Fault.SILENT, meant),) if port == _IMPLICIT_PORT and level != IMPLICIT else ()),
         (Fault.NOT_OFFERED, f'{table} tls = "{level}" demands it; somebody on the way may have removed the offer'),
     )  # fmt: skip
     return (
@@ -177,10 +183,17 @@ def _made(terms: _Terms) -> Trust:
             raise _unusable(terms.table, "tls_ca_file", ca_file, why) from None
         except OSError as exc:
             raise _unusable(terms.table, "tls_ca_file", ca_file, exc.strerror) from None
+        # From Python 3.13 on both are set.  Here, whatever its version, who is in tls_ca_file is trusted, also without being
+        # a root; and authorities made by hand, few of which follow RFC 5280 to the letter, work as with any other agent.
+        context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
+        context.verify_flags &= ~ssl.VERIFY_X509_STRICT
     else:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE
+    if terms.opportunistic:
+        # A key too short for others is better than plain text, which is what would follow (RFC 7435 section 3).
+        context.set_ciphers("DEFAULT:@SECLEVEL=0")
     context.minimum_version = (
         ssl.TLSVersion.TLSv1_3 if terms.min_version == "1.3" else ssl.TLSVersion.TLSv1_2
     )

@@ -26,7 +26,8 @@ only what they can guess from.  That is also why it needs the permission: one an
 attacker's choice lets millions of passwords be tried in a second.
 
 A 5yz before SCRAM's proof has gone out says nothing of the password: the server has no such binding, or offers SCRAM
-without the keys of this account (Postfix over saslauthd does).  ``further`` says what to try then; a password is tried once.
+without the keys of this account (Postfix over saslauthd does).  Nor does 504, of a mechanism that was offered from habit
+(Exchange).  ``further`` says what to try then; a password is tried once.
 
 A password or a token is in no repr, no exception and no trace.
 
@@ -236,6 +237,10 @@ _TOKEN = "token"  # noqa: S105 - a kind, not a token
 _CERTIFICATE = "certificate"
 
 
+# RFC 4954 section 4: said of the mechanism, whatever the password.
+_UNKNOWN_MECHANISM = 504
+
+
 class Mechanism(Value):
     """One row of ``MECHANISMS``: the name as EHLO has it, its kind, and how an exchange begins."""
 
@@ -283,6 +288,7 @@ def choose(
     encrypted: bool,
     allow_cleartext: bool = False,
     binding: ChannelBinding | None = None,
+    starttls: bool = False,
 ) -> list[Choice]:
     """What can be used, best first, at least one; raises ``AuthError``, which names what was offered.
 
@@ -292,6 +298,7 @@ def choose(
     ``encrypted``, ``allow_cleartext``  one of them must be true for all but SCRAM: what proves who we are does not cross an
                  open line by accident
     ``binding``  of the connection, None when it has none
+    ``starttls`` is offered, and was not asked for: most servers offer logins inside TLS alone
     """
     only = wanted.upper()
     known = [
@@ -317,6 +324,7 @@ def choose(
         usable = " ".join(mechanism.name for mechanism in known)
         raise AuthError(
             f"no usable authentication mechanism: server offers {names}, usable here is {usable}"
+            + "; it may offer more inside TLS, and offers STARTTLS" * starttls
         )
     return choices
 
@@ -324,11 +332,14 @@ def choose(
 def further(choices: Sequence[Choice], exchange: Exchange, reply: Reply) -> list[Choice]:
     """What is left to try after the first of ``choices`` was refused, [] when the refusal is about the credentials.
 
-    Without a binding if it was bound, else without SCRAM: at most two refusals a login come of it.
+    Without a binding if it was bound, else without SCRAM: at most two refusals a login come of it.  And without what the
+    server offers and does not know.
     """
     refused = choices[0].kind
-    if exchange.proven or not reply.permanent or refused not in (_BOUND, _SCRAM):
+    if exchange.proven or not reply.permanent:
         return []
+    if refused not in (_BOUND, _SCRAM):
+        return list(choices[1:]) if reply.code == _UNKNOWN_MECHANISM else []
     tried = (_BOUND,) if refused == _BOUND else (_BOUND, _SCRAM)
     return [choice for choice in choices if choice.kind not in tried]
 

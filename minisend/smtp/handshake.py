@@ -13,6 +13,7 @@ It never does I/O and never chooses whom to believe: context, fingerprints and a
     NOT_TLS               the server answered with what is no TLS at all
     CLIENT_CERTIFICATE    the server wants a certificate of ours, or does not accept the one it got
     NOT_OFFERED           no handshake: STARTTLS was not offered, or refused
+    SILENT                no handshake: the server did not greet, and may be waiting for one itself
     OTHER                 of anything else; the words of OpenSSL say what
 
 A fingerprint is the SHA-256 of the whole certificate ("sha256:") or of its subjectPublicKeyInfo ("spki-sha256:", what
@@ -44,6 +45,7 @@ class Fault(Enum):
     NOT_TLS = auto()
     CLIENT_CERTIFICATE = auto()
     NOT_OFFERED = auto()
+    SILENT = auto()
     OTHER = auto()
 
 

@@ -8,7 +8,13 @@ Source: RFC 5321 sections 3.1 and 3.2, RFC 2033 section 4.1 (LHLO), RFC 3207 (ST
 
 from __future__ import annotations
 
-from minisend.errors import LocalProtocolError, RemoteProtocolError, SmtpError, TlsError
+from minisend.errors import (
+    LocalProtocolError,
+    NetworkError,
+    RemoteProtocolError,
+    SmtpError,
+    TlsError,
+)
 from minisend.smtp import client
 from minisend.smtp.client import Answer
 from minisend.smtp.dialogue import Dialogue, Refused
@@ -81,7 +87,7 @@ class Opening(Dialogue):
         try:
             if self._tls == "implicit":
                 self._start_tls("connect")
-            self._answer_ok()
+            self._hear_greeting()
             self._say_hello()
             if self._tls in ("starttls", "opportunistic"):
                 self._ask_for_tls()
@@ -103,6 +109,17 @@ class Opening(Dialogue):
         except BaseException:
             self.close()
             raise
+
+    def _hear_greeting(self) -> None:
+        try:
+            self._answer_ok()
+        except NetworkError as error:
+            if self._tls == "implicit" or self._trust is None:
+                raise
+            from minisend.smtp.handshake import Fault
+
+            advised = self._trust.advised(Fault.SILENT, str(error))
+            raise blame(NetworkError(advised, local=error.local), client.GREETING) from error
 
     def _say_hello(self) -> None:
         self._connection.ehlo(self._hello_name)
@@ -130,7 +147,13 @@ class Opening(Dialogue):
             return
         self._start_tls(client.STARTTLS)
         self._connection.tls_established()
-        self._say_hello()
+        try:
+            self._say_hello()
+        except (NetworkError, TlsError) as error:
+            if required or isinstance(error, HandshakeError):
+                raise
+            # As good as a handshake that failed: what began so well is of no use.
+            raise blame(HandshakeError(f"{error}, inside TLS"), client.EHLO) from error
 
     def _without_tls(self, why: str) -> TlsError:
         text = f"TLS is required, and the server {why}"
@@ -164,6 +187,7 @@ class Opening(Dialogue):
             encrypted=self._stream.encrypted,
             allow_cleartext=self._allow_cleartext,
             binding=self._stream.channel_binding,
+            starttls=self._connection.extensions.starttls,
         )
         while True:
             name = choices[0].name

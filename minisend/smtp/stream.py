@@ -57,6 +57,13 @@ _LOCAL = frozenset(
 )
 
 
+# Of these, what a unix socket's file says of who may use it: that is for somebody to mend, not to wait for.
+_FORBIDDEN = frozenset((errno.EACCES, errno.EPERM))
+
+# And what a machine says to a connection over IPv6 that has IPv4 alone.
+_NO_IPV6 = frozenset((errno.ENETUNREACH, errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT))
+
+
 def blame(error: SmtpError, phase: str) -> SmtpError:
     """Say in ``error.phase`` where it happened, unless that is known already."""
     vars(error).setdefault("phase", phase)
@@ -396,13 +403,30 @@ def _connected(
         if isinstance(error, NetworkError):
             fault = NetworkError(f"connect to {name}: timed out", "4.4.1")
         elif isinstance(error, OSError):
+            is_file = family == _socket.AF_UNIX
+            no_ipv6 = family == _socket.AF_INET6 and source is None and error.errno in _NO_IPV6
             fault = NetworkError(
-                f"connect to {name}: {_reason(error)}", "4.4.1", local=error.errno in _LOCAL
+                f"connect to {name}: {_reason(error)}",
+                "4.4.1",
+                local=error.errno in (_LOCAL - _FORBIDDEN if is_file else _LOCAL),
+                lasting=no_ipv6 and _has_ipv4(),
             )
         else:
             raise
         raise blame(fault, "connect") from error
     return stream
+
+
+def _has_ipv4() -> bool:
+    """There is a route into the world (here to a documentation address, RFC 5737); no packet is sent."""
+    try:
+        probe = _socket.socket(_socket.AF_INET, _socket.SOCK_DGRAM)
+    except OSError:
+        return False
+    try:
+        return probe.connect_ex(("192.0.2.1", 9)) == 0
+    finally:
+        probe.close()
 
 
 def _reason(error: OSError) -> str:

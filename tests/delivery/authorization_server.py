@@ -11,6 +11,7 @@ import secrets
 import ssl
 import threading
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -37,15 +38,16 @@ from authlib.oauth2.rfc8628 import (
 from joserfc import jwk
 
 USER = "ann@example.org"
-_POST = ("client_secret_post", "none")
+_METHODS = ("client_secret_post", "client_secret_basic", "none")
 
 
 @dataclass
 class Registered(ClientMixin):
-    """A client of the service; one with a secret must show it."""
+    """A client of the service; one with a secret must show it, by the one ``method``."""
 
     id: str
     secret: str = ""
+    method: str = "client_secret_post"
     key: bytes = b""
 
     def get_client_id(self):
@@ -63,7 +65,7 @@ class Registered(ClientMixin):
         return secrets.compare_digest(client_secret, self.secret)
 
     def check_endpoint_auth_method(self, method, endpoint):
-        return method == ("client_secret_post" if self.secret else "none")
+        return method == (self.method if self.secret else "none")
 
     def check_response_type(self, response_type):
         return response_type == "code"
@@ -73,7 +75,7 @@ class Registered(ClientMixin):
 
 
 class _Code(grants.AuthorizationCodeGrant):
-    TOKEN_ENDPOINT_AUTH_METHODS = _POST
+    TOKEN_ENDPOINT_AUTH_METHODS = _METHODS
 
     def save_authorization_code(self, code, request):
         data = request.payload.data
@@ -98,7 +100,7 @@ class _Code(grants.AuthorizationCodeGrant):
 
 
 class _Refresh(grants.RefreshTokenGrant):
-    TOKEN_ENDPOINT_AUTH_METHODS = _POST
+    TOKEN_ENDPOINT_AUTH_METHODS = _METHODS
     INCLUDE_NEW_REFRESH_TOKEN = True
 
     def authenticate_refresh_token(self, refresh_token):
@@ -112,7 +114,7 @@ class _Refresh(grants.RefreshTokenGrant):
 
 
 class _ClientCredentials(grants.ClientCredentialsGrant):
-    TOKEN_ENDPOINT_AUTH_METHODS = ("client_secret_post",)
+    TOKEN_ENDPOINT_AUTH_METHODS = _METHODS[:2]
 
 
 class _Jwt(JWTBearerGrant):
@@ -133,7 +135,7 @@ class _Jwt(JWTBearerGrant):
 
 
 class _Device(DeviceAuthorizationEndpoint):
-    CLIENT_AUTH_METHODS = _POST
+    CLIENT_AUTH_METHODS = _METHODS
 
     def get_verification_uri(self):
         return self.server.base + "/activate"
@@ -148,7 +150,7 @@ class _Device(DeviceAuthorizationEndpoint):
 
 
 class _DeviceCode(DeviceCodeGrant):
-    TOKEN_ENDPOINT_AUTH_METHODS = _POST
+    TOKEN_ENDPOINT_AUTH_METHODS = _METHODS
 
     def query_device_credential(self, device_code):
         return self.server.devices.get(device_code)
@@ -167,8 +169,10 @@ class _DeviceCode(DeviceCodeGrant):
 
 
 class _Request(OAuth2Request):
-    def __init__(self, method: str, uri: str, fields: dict[str, str]) -> None:
-        super().__init__(method, uri)
+    def __init__(
+        self, method: str, uri: str, fields: dict[str, str], headers: Mapping[str, str]
+    ) -> None:
+        super().__init__(method, uri, headers=headers)
         self.payload = BasicOAuth2Payload(fields)
         self._fields = fields
 
@@ -267,10 +271,16 @@ class Service(AuthorizationServer):
     def send_signal(self, name, *args, **kwargs):
         pass
 
-    def answer(self, method: str, path: str, fields: dict[str, str]) -> tuple[int, Any, Any]:
+    def answer(
+        self,
+        method: str,
+        path: str,
+        fields: dict[str, str],
+        headers: Mapping[str, str] | None = None,
+    ) -> tuple[int, Any, Any]:
         place = urlsplit(path).path
         self.requests.append((place, fields))
-        request = _Request(method, self.base + path, fields)
+        request = _Request(method, self.base + path, fields, headers or {})
         if (method, place) == ("POST", "/token"):
             return self.create_token_response(request)
         if (method, place) == ("POST", "/device"):
@@ -298,7 +308,7 @@ def _handler(service: Service) -> type[http.server.BaseHTTPRequestHandler]:
 
         def respond(self, method, form):
             fields = dict(parse_qsl(form, keep_blank_values=True, strict_parsing=True))
-            status, body, headers = service.answer(method, self.path, fields)
+            status, body, headers = service.answer(method, self.path, fields, self.headers)
             octets = (json.dumps(body) if isinstance(body, dict) else body or "").encode()
             self.send_response(status)
             for name, value in headers:

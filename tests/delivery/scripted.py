@@ -52,10 +52,10 @@ class Session:
         return [command.replace(b":", b" ").split(b" ")[0] for command in self.commands]
 
 
-def replies(table: Mapping[bytes, "bytes | list[bytes]"]) -> Answer:
+def replies(table: Mapping[bytes, "bytes | list[bytes] | list[bytes | None]"]) -> Answer:
     """An ``answer``: the reply of the first key that the command begins with.
 
-    Of a list each is given once, in order; after the last the command is taken.
+    Of a list each is given once, in order; for None, and after the last, the command is taken.
     """
 
     def answer(command: bytes) -> bytes | None:

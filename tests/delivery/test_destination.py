@@ -342,6 +342,20 @@ def test_a_fault_of_this_machine_leaves_the_back_off_where_it_was() -> None:
     assert (down.failures, down.counted, down.until) == (6, (NOW - 9,), int(NOW + 300))
 
 
+def test_a_setting_is_looked_at_again_soon_and_counts() -> None:
+    """When it is mended mail flows within minutes; when it is not, its senders hear of it."""
+    down = after_failure(
+        BELIEVED.but(failures=6, counted=(NOW - 9,), until=int(NOW - 1)),
+        refused(25, NOW),
+        local=False,
+        settings=True,
+        name="x.test",
+        retry_min=300,
+        retry_max=4 * HOUR,
+    )
+    assert (down.failures, down.counted, down.until) == (6, (NOW - 9, NOW), int(NOW + 300))
+
+
 def test_after_the_clock_was_set_back_a_probe_counts_as_one_at_its_time() -> None:
     down = after_failure(
         BELIEVED.but(until=int(NOW + DAY)),

@@ -12,6 +12,7 @@ import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
+from typing import NoReturn
 
 import pytest
 from delivery.reports import Told, read_report
@@ -36,8 +37,9 @@ from minisend.delivery import flush as module
 from minisend.delivery.destination import Destinations, Down
 from minisend.delivery.flush import Selection, Summary, flush
 from minisend.envelope import DELAYED, FAILED, RELAYED, Envelope, Outcome, Recipient
-from minisend.errors import SpoolError, UsageError
+from minisend.errors import NetworkError, SpoolError, UsageError
 from minisend.smtp.session import WINDOW
+from minisend.smtp.stream import blame
 from minisend.spool import disk
 from minisend.spool.enqueue import new_queue_id
 from minisend.spool.place import STATES
@@ -1185,6 +1187,26 @@ def test_a_fault_of_this_machine_does_not_count(
         assert [outcome.reason for _, outcome in entry.outcomes] == [
             "connect to [255.255.255.255]:25: Network is unreachable"
         ]
+
+
+def test_who_has_ipv6_alone_is_given_up_by_a_machine_that_has_none(
+    spool: str, log: Lines, clock: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There is a network, and it does not lead there: the back-off advances, and the lifetime ends."""
+
+    def connect(address: str, *arguments: object, **options: object) -> NoReturn:
+        raise blame(NetworkError("no IPv6", "4.4.1", local=True, lasting=True), "connect")
+
+    monkeypatch.setattr(remote, "connect", connect)
+    put(spool, 1, ANN)
+    config = configuration(spool, 25, lifetime=3600, warn_after=30 * 86400)
+    config.smarthost = Smarthost(("::1",), port=25, tls="none")
+    for hours in (1, 2):
+        clock.now = NOW + hours * 3600
+        assert flush(config, EVERYTHING, log=log) == Summary(tried=1, deferred=1)
+    clock.now = NOW + 3 * 3600
+    # What is left is the report, which waits for the same.
+    assert flush(config, EVERYTHING, log=log) == Summary(tried=2, deferred=1, failed=1)
 
 
 def test_a_lifetime_and_three_attempts_are_the_end(

@@ -9,8 +9,9 @@ import socket
 import sys
 import threading
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
+import dns.exception
 import dns.message
 import dns.name
 import dns.rcode
@@ -23,6 +24,7 @@ from hypothesis import strategies as st
 from minisend.config.sections import Config, Delivery, Dns, Smarthost, Spool
 from minisend.delivery import mx
 from minisend.delivery.mx import (
+    TRY_SECONDS,
     LookupFailed,
     NoAnswer,
     NoSuchName,
@@ -953,6 +955,34 @@ def test_without_any_name_server_the_remedy_is_named(monkeypatch: pytest.MonkeyP
         "4.3.5",
         "no DNS server is known: name one in /etc/resolv.conf or set [dns] nameservers",
     )
+
+
+@pytest.mark.parametrize(
+    "error",
+    [dns.resolver.YXDOMAIN(), dns.exception.FormError("what is that"), OSError(99, "no address")],
+    ids=lambda error: type(error).__name__,
+)
+def test_whatever_else_the_dns_comes_to_is_for_now(
+    monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    """Each server gets its time, and the name as it is."""
+    asked: list[tuple[object, ...]] = []
+
+    def resolve(
+        self: dns.resolver.Resolver, name: dns.name.Name, kind: str, **options: object
+    ) -> NoReturn:
+        asked.append((name.to_text(), kind, options, self.timeout))
+        raise error
+
+    monkeypatch.setattr(dns.resolver.Resolver, "resolve", resolve)
+    query = dns_query(Dns(nameservers=("127.0.0.1",)))
+    status, why = unroutable(query)
+    assert (status, why) == ("4.4.3", f"looking up the MX of x: {error}")
+    ((name, kind, options, seconds),) = asked
+    assert (name, kind, seconds) == ("x.", "MX", TRY_SECONDS)
+    assert isinstance(options, dict)
+    assert 29 < options.pop("lifetime") <= 30
+    assert options == {"raise_on_no_answer": False, "search": False}
 
 
 def unroutable(query: "Query") -> tuple[str, str]:

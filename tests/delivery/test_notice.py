@@ -312,6 +312,16 @@ def secret(directory: Path) -> Path:
     return path
 
 
+def program_for(
+    directory: Path, server: ScriptedServer, *, elsewhere: ScriptedServer | None = None
+) -> Program:
+    """With a password, and an admin who is told by way of ``elsewhere`` if that is given."""
+    password = f'password_file = "{secret(directory)}"'
+    return Program(
+        directory, settings(server, password, elsewhere=elsewhere), admin="admin@other.test"
+    )
+
+
 def subjects(server: ScriptedServer) -> list[bytes]:
     return [
         line.removeprefix(b"Subject: ").rstrip()
@@ -330,11 +340,7 @@ def test_a_refused_login_is_told_at_once_by_another_way(tmp_path: Path) -> None:
         ScriptedServer(refused, keywords=AUTH_OFFERED) as server,
         ScriptedServer() as elsewhere,
     ):
-        program = Program(
-            tmp_path,
-            settings(server, f'password_file = "{secret(tmp_path)}"', elsewhere=elsewhere),
-            admin="admin@other.test",
-        )
+        program = program_for(tmp_path, server, elsewhere=elsewhere)
         for name in ("a", "b", "c"):
             program.sendmail(f"{name}@x.test", stdin=b"Subject: s\n\n")
         assert program.flush()[0] == 75
@@ -361,11 +367,7 @@ def test_a_refused_login_is_told_at_once_by_another_way(tmp_path: Path) -> None:
 def test_a_notice_for_the_same_smarthost_waits_and_is_no_cause_for_another(tmp_path: Path) -> None:
     refusals: list[bytes] = [b"535 5.7.8 bad credentials"] * 3
     with ScriptedServer(replies({b"AUTH": refusals}), keywords=AUTH_OFFERED) as server:
-        program = Program(
-            tmp_path,
-            settings(server, f'password_file = "{secret(tmp_path)}"'),
-            admin="admin@other.test",
-        )
+        program = program_for(tmp_path, server)
         program.sendmail("a@x.test", stdin=b"Subject: s\n\n")
         assert program.flush() == (75, "0 delivered, 2 waiting, 0 failed")
         assert program.flush("--all") == (75, "0 delivered, 2 waiting, 0 failed")
@@ -414,11 +416,7 @@ def test_of_a_later_host_that_refuses_the_login_it_is_told_too(tmp_path: Path) -
 def test_what_may_pass_is_told_to_nobody(tmp_path: Path, reply: bytes) -> None:
     answer = replies({b"AUTH": [reply]})
     with ScriptedServer(answer, keywords=AUTH_OFFERED) as server:
-        program = Program(
-            tmp_path,
-            settings(server, f'password_file = "{secret(tmp_path)}"'),
-            admin="admin@other.test",
-        )
+        program = program_for(tmp_path, server)
         program.sendmail("a@x.test", stdin=b"Subject: s\n\n")
         assert program.flush() == (75, "0 delivered, 1 waiting, 0 failed")
         assert program.flush("--all") == (0, "1 delivered, 0 waiting, 0 failed")
@@ -431,13 +429,9 @@ def test_a_secret_that_others_can_read_and_then_a_wrong_one(tmp_path: Path) -> N
         ScriptedServer(refused, keywords=AUTH_OFFERED) as server,
         ScriptedServer() as elsewhere,
     ):
-        path = secret(tmp_path)
+        program = program_for(tmp_path, server, elsewhere=elsewhere)
+        path = tmp_path / "secret"
         path.chmod(0o644)
-        program = Program(
-            tmp_path,
-            settings(server, f'password_file = "{path}"', elsewhere=elsewhere),
-            admin="admin@other.test",
-        )
         program.sendmail("a@x.test", stdin=b"Subject: s\n\n")
         for _ in range(2):
             assert program.flush("--all")[0] == 75
@@ -492,11 +486,7 @@ def test_a_notice_that_nobody_takes_bounces_to_nobody(tmp_path: Path) -> None:
         }
     )
     with ScriptedServer(answer, keywords=AUTH_OFFERED) as server:
-        program = Program(
-            tmp_path,
-            settings(server, f'password_file = "{secret(tmp_path)}"'),
-            admin="admin@other.test",
-        )
+        program = program_for(tmp_path, server)
         program.sendmail("a@x.test", stdin=b"Subject: s\n\n")
         assert program.flush()[0] == 75
         assert program.flush("--all") == (69, "1 delivered, 0 waiting, 1 failed")

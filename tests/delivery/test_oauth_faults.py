@@ -7,6 +7,7 @@ import socket
 import sys
 import threading
 import traceback
+from base64 import b64encode
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -353,6 +354,34 @@ def test_a_client_secret_that_is_none(path: Path, tmp_path: Path, octets: bytes,
     assert server.requests == []
 
 
+def test_a_client_secret_in_http_basic(path: Path, tmp_path: Path) -> None:
+    """Name and secret are in the form's encoding before they are joined (RFC 6749 section 2.3.1), and told to nobody."""
+    secret = tmp_path / "secret"
+    secret.write_text("hush: hush/é%\n")
+    secret.chmod(0o600)
+    coded = b64encode(b"mini%3Asend:hush%3A+hush%2F%C3%A9%25").decode()
+    said = {
+        "error": "invalid_client",
+        "error_description": f"Basic {coded}: hush%3A+hush%2F%C3%A9%25",
+    }
+    with Script([answer(401, said)]) as server:
+        host = smarthost(
+            server.url,
+            path,
+            oauth2_grant="client_credentials",
+            oauth2_client_id="mini:send",
+            oauth2_client_secret_file=str(secret),
+            oauth2_client_auth="basic",
+        )
+        assert failure(lambda: access_token(host, {}, EUID), Rejected) == (
+            f"[smarthost] oauth2: {server.name}: invalid_client: Basic ***: ***"
+        )
+    (request,) = server.requests
+    head, _, form = request.partition(b"\r\n\r\n")
+    assert f"Authorization: Basic {coded}".encode() in head.split(b"\r\n")
+    assert form == b"grant_type=client_credentials"
+
+
 def test_a_slow_server_meets_one_deadline(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Octet by octet, each in time for a timeout by octet."""
     monkeypatch.setattr(endpoint, "DEADLINE", 0.3)
@@ -450,7 +479,7 @@ def test_the_message_waits(error: OAuthError, status: str) -> None:
         status,
         str(error),
     )
-    assert (verdict.then, verdict.scope) == (policy.STOP, policy.LOCAL)
+    assert (verdict.then, verdict.scope) == (policy.STOP, policy.SITE)
 
 
 # -- the file ------------------------------------------------------------------------------------
@@ -725,12 +754,9 @@ def test_where_tokens_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
         Client(host, "", xdg, system.stat().st_uid).token_file == f"{system}/oauth/smarthost.json"
     )
     assert Client(host, "work", xdg, 4711).token_file == "/state/minisend/oauth/work.json"
-    assert failure(lambda: Client(host, "", {}, 4711)) == (
-        "[smarthost] oauth2_token_file: uid 4711 has no home directory: set it"
-    )
-    for name in ("../x", ".x", "smarthost"):
-        assert failure(lambda name=name: Client(host, name, xdg, 4711)) == (
-            f"[smarthosts.{name}] oauth2_token_file: no file can have this name: set it"
+    for name, table in (("", "[smarthost]"), ("work", "[smarthosts.work]")):
+        assert failure(lambda name=name: Client(host, name, {}, 4711)) == (
+            f"{table} oauth2_token_file: uid 4711 has no home directory: set it"
         )
 
 
@@ -823,6 +849,25 @@ def test_device_flow_backs_off_while_the_service_is_in_trouble() -> None:
     )
     assert isinstance(got, Tokens)
     assert (got.access_token, waits) == ("at-new", [5, 10, 20, 20])
+
+
+@pytest.mark.parametrize(
+    ("code", "why"),
+    [
+        ("access_denied", "access_denied: the user did not allow it"),
+        ("authorization_declined", "authorization_declined: the user did not allow it"),
+        ("expired_token", "the code was not entered in time: run: minisend login"),
+        ("invalid_client", "invalid_client"),
+    ],
+)
+def test_device_flow_ends_with_what_no_wait_will_change(code: str, why: str) -> None:
+    pending = answer(400, {"error": "authorization_pending"})
+    refused = answer(400, {"error": code})
+    assert device_login([answer(200, INVITATION), pending, refused]) == (
+        f"[smarthost] oauth2: {why}",
+        [5, 5],
+        1,
+    )
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """minisend.delivery.oauth with a real service: every grant and both logins, up to the token that a session gets."""
 
+import base64
 import errno
 import json
 import os
@@ -13,6 +14,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
 import pytest
@@ -208,6 +210,46 @@ def test_client_credentials(service: Service, token_file: Path, tmp_path: Path) 
     )
 
 
+@pytest.mark.parametrize("method", ["post", "basic"])
+def test_the_one_way_in_which_the_service_wants_the_secret(
+    service: Service, token_file: Path, tmp_path: Path, method: str
+) -> None:
+    """Of all that asks with it; the wrong way is refused."""
+    service.clients["robot"] = Registered(
+        "robot", secret="hush-hush", method=f"client_secret_{method}"
+    )
+    secret = tmp_path / "secret"
+    secret.write_text("hush-hush\n")
+    secret.chmod(0o600)
+    values: dict[str, object] = {
+        "oauth2_client_id": "robot",
+        "oauth2_client_secret_file": str(secret),
+        "oauth2_client_auth": method,
+    }
+    robot = smarthost(service, token_file, oauth2_grant="client_credentials", **values)
+    assert [access_token(robot, {}, EUID).decode()] == service.granted
+
+    ann = smarthost(service, token_file, **values)
+    invited: list[device.Invitation] = []
+
+    def allow(seconds: float) -> None:
+        service.decisions[invited[0].code] = (USER, True)
+
+    tokens = device.log_in(client(ann), invited.append, wait=allow)
+    keep(ann, Tokens("old", tokens.refresh_token, 0, 0))
+    assert access_token(ann, {}, EUID).decode() == service.granted[2]
+    shown = {"client_id": "robot", "client_secret": "hush-hush"} if method == "post" else {}
+    assert [
+        {key: form[key] for key in form if key.startswith("client_")}
+        for _, form in service.requests
+    ] == [shown] * 4
+
+    values["oauth2_client_auth"] = "basic" if method == "post" else "post"
+    token_file.unlink()
+    wrong = smarthost(service, token_file, oauth2_grant="client_credentials", **values)
+    assert "invalid_client" in failure(lambda: access_token(wrong, {}, EUID), Rejected)
+
+
 def failure_of_mode(host: Smarthost, rejected: bytes) -> str:
     from minisend.errors import ConfigError
 
@@ -233,6 +275,14 @@ def public_pem(key: rsa.RSAPrivateKey) -> bytes:
     return key.public_key().public_bytes(
         serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
     )
+
+
+def unsigned(jwt: str) -> list[dict[str, Any]]:
+    """Header and claims."""
+    return [
+        json.loads(base64.urlsafe_b64decode(part + "=" * (-len(part) % 4)))
+        for part in jwt.split(".")[:2]
+    ]
 
 
 @pytest.mark.parametrize("form", ["json", "pem"])
@@ -265,7 +315,17 @@ def test_service_account(
     )
     assert [access_token(host, {}, EUID).decode()] == service.granted
     ((_, fields),) = service.requests
-    assert fields.pop("assertion").count(".") == 2
+    header, claims = unsigned(fields.pop("assertion"))
+    kid = {"kid": "k1"} if form == "json" else {}
+    assert header == {"alg": "RS256", "typ": "JWT", **kid}
+    assert claims.pop("exp") - claims.pop("iat") == 3600
+    assert len(claims.pop("jti")) >= 16
+    assert claims == {
+        "iss": "robot@project",
+        "sub": USER,
+        "aud": service.base + "/token",
+        "scope": "smtp offline",
+    }
     assert fields == {
         "grant_type": "urn:ietf:params:oauth:grant-type:jwt-bearer",
         "scope": "smtp offline",

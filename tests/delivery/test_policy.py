@@ -15,6 +15,7 @@ from minisend.delivery.policy import (
     MESSAGE,
     NEXT,
     RECIPIENT,
+    ROUTE,
     SETTINGS,
     SITE,
     STOP,
@@ -35,6 +36,7 @@ from minisend.errors import (
     SmtpError,
     TlsError,
 )
+from minisend.message.convert import CannotConvert
 from minisend.smtp.auth import AuthError
 from minisend.smtp.client import TRANSITIONS, Answer
 from minisend.smtp.dialogue import Refused
@@ -334,10 +336,10 @@ def test_larger_than_the_server_takes() -> None:
         pytest.param(
             Unroutable("why", "4.4.4"), DELAYED, "4.4.4", SITE, "", id="smarthost unknown"
         ),
-        pytest.param(Unroutable("why", "4.3.5"), DELAYED, "4.3.5", LOCAL, "", id="no dnspython"),
-        pytest.param(ConfigError("why"), DELAYED, "4.3.5", LOCAL, SETTINGS, id="password file"),
-        pytest.param(Rejected("why", "invalid_grant"), DELAYED, "4.7.8", LOCAL, TOKEN, id="OAuth2"),
-        pytest.param(Unavailable("why"), DELAYED, "4.7.0", LOCAL, "", id="OAuth2 for now"),
+        pytest.param(Unroutable("why", "4.3.5"), DELAYED, "4.3.5", SITE, "", id="no dnspython"),
+        pytest.param(ConfigError("why"), DELAYED, "4.3.5", SITE, SETTINGS, id="password file"),
+        pytest.param(Rejected("why", "invalid_grant"), DELAYED, "4.7.8", SITE, TOKEN, id="OAuth2"),
+        pytest.param(Unavailable("why"), DELAYED, "4.7.0", SITE, "", id="OAuth2 for now"),
     ],
 )
 def test_before_any_server(
@@ -373,6 +375,18 @@ OK = answer("end of data", 250, b"2.0.0 Ok")
             id="552 beside one accepted, whatever became of it",
         ),
         pytest.param(
+            answer("end of data", 552, b"x"),
+            answer("end of data", 552, b"x"),
+            (FAILED, "5.3.4", STOP),
+            id="552 to the message of two",
+        ),
+        pytest.param(
+            answer("DATA", 452, b"x"),
+            answer("DATA", 452, b"x"),
+            (DELAYED, "4.3.1", NEXT),
+            id="452 to DATA of two",
+        ),
+        pytest.param(
             at_phase(NetworkError("lost"), "DATA"),
             answer("RCPT TO", 552, b"x"),
             (DELAYED, "4.5.3", AGAIN),
@@ -399,7 +413,7 @@ def test_too_many_recipients(
     assert verdicts[0] == judge(4, first, remote_mta=MTA, at=5.0)
     outcome = verdicts[1].outcome
     assert (outcome.action, outcome.status, verdicts[1].then) == expected
-    assert verdicts[1].scope == RECIPIENT
+    assert verdicts[1].scope == (RECIPIENT if second.command == "RCPT TO" else MESSAGE)
     assert (outcome.recipient, outcome.diagnostic) == (9, f"smtp; {second.reply}")
 
 
@@ -425,6 +439,15 @@ def test_a_fault_of_this_machine_does_not_hide_what_a_server_said() -> None:
     assert later.after(refused) == later
     assert local.after(refused) == Verdict(refused.outcome, NEXT, SITE)
     assert bad_config.after(refused) == Verdict(refused.outcome, STOP, SITE)
+    no_ipv6 = judge(1, NetworkError("no IPv6", "4.4.1", local=True, lasting=True), at=8.0)
+    assert (no_ipv6.then, no_ipv6.scope) == (NEXT, ROUTE)
+    assert no_ipv6.after(refused) == Verdict(refused.outcome, NEXT, SITE)
+    assert refused.after(no_ipv6) == refused
+    no_dns = judge(1, Unroutable("no answer", "4.4.3"), at=9.0)
+    assert no_dns.after(refused) == Verdict(refused.outcome, STOP, SITE)
+    assert no_dns.after(bad_config) == no_dns
+    unfit = judge(1, CannotConvert("why"), at=10.0)
+    assert unfit.after(refused) == unfit
 
 
 def test_expired() -> None:

@@ -823,6 +823,28 @@ def test_every_transaction_reads_the_message_anew() -> None:
     assert b"MAIL FROM:<> SIZE=14 BODY=8BITMIME" in server.sessions[0].commands
 
 
+def test_what_is_converted_is_declared_and_limited_by_what_comes_of_it() -> None:
+    """A server without 8BITMIME gets three octets for one: more than it takes, or as many as were announced (RFC 1870)."""
+    header = b"Content-Type: text/plain; charset=utf-8\nMIME-Version: 1.0\n\n"
+    octets = header + "ä".encode() * 300 + b"\n"
+    size = len(octets) + octets.count(b"\n")
+    content = Content(lambda: [octets], size=size, eight_bit=True, header=header)
+    for limit, taken in ((0, True), (2 * size, False)):
+        keywords = (b"PIPELINING", b"SIZE" + b" %d" % limit * bool(limit))
+        with ScriptedServer(keywords=keywords) as server:
+            with Remotes(configuration(server.port)) as sending:
+                (verdict,) = attempt(sending, HOP, b"", {0: ANN}, content)
+        announced = [c for c in server.sessions[0].commands if c.startswith(b"MAIL")]
+        if taken:
+            (message,) = server.messages
+            assert message.octets.isascii()
+            assert announced == [b"MAIL FROM:<> SIZE=%d" % len(message.octets)]
+            assert len(message.octets) > 2 * size
+        else:
+            assert (announced, server.messages) == ([], [])
+            assert (verdict.outcome.action, verdict.outcome.status) == (FAILED, "5.3.4")
+
+
 def test_a_message_that_cannot_be_read_to_its_end_is_not_ended() -> None:
     def octets() -> Iterator[bytes]:
         yield b"Subject: x\n\n" + b"half a message\n" * 10_000
@@ -895,6 +917,36 @@ def test_opportunistic_tls_that_fails_is_done_without_on_a_new_connection() -> N
     assert [session.verbs() for session in server.sessions] == [
         [b"EHLO", b"STARTTLS"],
         [b"EHLO", b"MAIL", b"RCPT", b"DATA", b"QUIT"],
+    ]
+
+
+def test_opportunistic_tls_that_is_of_no_use_is_done_without_on_a_new_connection() -> None:
+    """The handshake succeeds, and nothing comes after it: Postfix does without then, too."""
+    answer = replies({b"EHLO": [None, CLOSE]})
+    context = server_context("mx.test")
+    server = ScriptedServer(answer, keywords=(*KEYWORDS, b"STARTTLS"), context=context)
+    with server, Remotes(configuration(server.port, tls="opportunistic")) as sending:
+        assert attempt(sending, HOP, b"", {0: ANN}, CONTENT) == [relayed(server, 0)]
+    assert [(session.tls, session.verbs()) for session in server.sessions] == [
+        (True, [b"EHLO", b"STARTTLS", b"EHLO"]),
+        (False, [b"EHLO", b"MAIL", b"RCPT", b"DATA", b"QUIT"]),
+    ]
+
+
+def test_required_tls_that_is_of_no_use_is_not_done_without(ca_file: str) -> None:
+    answer = replies({b"EHLO": [None, CLOSE]})
+    context = server_context("127.0.0.1")
+    server = ScriptedServer(answer, keywords=(*KEYWORDS, b"STARTTLS"), context=context)
+    with (
+        server,
+        Remotes(configuration(server.port, tls="starttls", tls_ca_file=ca_file)) as sending,
+    ):
+        (verdict,) = attempt(sending, HOP, b"", {0: ANN}, CONTENT)
+    assert verdict.outcome.reason == (
+        f"host 127.0.0.1[127.0.0.1]:{server.port}: lost connection: closed by the server (during EHLO)"
+    )
+    assert [(session.tls, session.verbs()) for session in server.sessions] == [
+        (True, [b"EHLO", b"STARTTLS", b"EHLO"])
     ]
 
 
@@ -1039,7 +1091,7 @@ def test_a_password_file_of_no_use_is_named_and_nobody_is_asked(tmp_path, mode, 
         with Remotes(config) as sending:
             for index in (0, 1):
                 (verdict,) = attempt(sending, HOP, b"", {index: ANN}, CONTENT)
-                assert shape([verdict]) == [(index, DELAYED, "4.3.5", LOCAL)]
+                assert shape([verdict]) == [(index, DELAYED, "4.3.5", SITE)]
                 assert verdict.outcome.reason == f"[smarthost] password_file: {secret}: {why}"
                 assert verdict.outcome.remote_mta == ""
     assert server.sessions == []

@@ -133,6 +133,20 @@ def test_a_fingerprint_takes_the_place_of_authorities(
     )
 
 
+def test_what_a_newer_python_is_strict_about_is_not_asked_of_an_authority(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """RFC 5280 to the letter, which 3.13 asks for by default and openssl(1) of ten years ago did not write."""
+    made = ssl.create_default_context()
+    made.verify_flags |= ssl.VERIFY_X509_STRICT
+    monkeypatch.setattr(ssl, "create_default_context", lambda cafile: made)
+    trust = smarthost_trust(smarthost(), name="newer")
+    assert trust is not None
+    assert trust.context is made
+    wanted = ssl.VERIFY_X509_TRUSTED_FIRST | ssl.VERIFY_X509_PARTIAL_CHAIN
+    assert made.verify_flags == wanted
+
+
 def test_lanes_that_begin_together_share_one() -> None:
     host = smarthost(tls_min_version="1.3", username="of this test")
     barrier = threading.Barrier(4)
@@ -161,6 +175,16 @@ def test_no_advice_on_a_level_that_the_dns_has_chosen(srv: str) -> None:
     assert trust is not None
     for fault in (Fault.NOT_TLS, Fault.NOT_OFFERED):
         assert (trust.advised(fault, "x") == "x") is bool(srv)
+
+
+@pytest.mark.parametrize("level", ["starttls", "opportunistic", "implicit"])
+@pytest.mark.parametrize("port", [465, 587])
+def test_a_server_that_waits_for_us_as_we_for_it(level: str, port: int) -> None:
+    trust = smarthost_trust(smarthost(tls=level, port=port))
+    assert trust is not None
+    advice = f': [smarthost] tls = "{level}" with port = 465: is tls = "implicit" meant?'
+    expected = "timed out" + (advice if (port, level != "implicit") == (465, True) else "")
+    assert trust.advised(Fault.SILENT, "timed out") == expected
 
 
 # Our certificate

@@ -178,6 +178,10 @@ class Authorities:
         self.foreign = directory / "foreign.pem"
         foreign.private_key_and_cert_chain_pem.write_to_path(self.foreign)
         self.foreign.chmod(0o600)
+        late = self.known.issue_cert("client@here.test", not_before=PAST, not_after=PAST)
+        self.expired = directory / "expired.pem"
+        late.private_key_and_cert_chain_pem.write_to_path(self.expired)
+        self.expired.chmod(0o600)
         # Its own issuer, and so a certificate that vouches for itself.
         self.self_signed = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         alone = trustme.CA()
@@ -435,14 +439,16 @@ def test_a_server_that_demands_a_certificate_of_ours(
     trust = f'tls_ca_file = "{authorities.ca_file}"\n'
     ours = f'tls_cert_file = "{authorities.certificate}"\ntls_key_file = "{authorities.key}"\n'
     foreign = f'tls_cert_file = "{authorities.foreign}"\n'
+    expired = f'tls_cert_file = "{authorities.expired}"\n'
     way = Way(authorities.demanding(version))
-    for name in ("ours", "none", "foreign"):
+    for name in ("ours", "none", "foreign", "late"):
         (tmp_path / name).mkdir()
     assert sent(tmp_path / "ours", serve(way, level), level, trust + ours) == delivered(level)
     without = sent(tmp_path / "none", serve(way, level), level, trust)
     stranger = sent(tmp_path / "foreign", serve(way, level), level, trust + foreign)
+    late = sent(tmp_path / "late", serve(way, level), level, trust + expired)
     if level == "opportunistic":
-        assert [without, stranger] == [IN_PLAIN_TEXT] * 2
+        assert [without, stranger, late] == [IN_PLAIN_TEXT] * 3
         return
     refused = "TLS handshake with localhost: our certificate, or the lack of one, is not accepted: the server said "
     remedy = ": [smarthost] tls_cert_file and tls_key_file name the one to show"
@@ -451,11 +457,16 @@ def test_a_server_that_demands_a_certificate_of_ours(
         lacking = "TLS handshake with localhost: the server said handshake failure"
         assert without == waits(level, lacking)
         assert stranger == waits(level, f"{refused}unknown ca{remedy}")
+        assert late == waits(level, f"{refused}certificate expired{remedy}")
     else:
         # The handshake is over for us when the server looks at what we have shown.
         phase = "greeting" if level == "implicit" else "EHLO"
         clear = NOTHING if level == "implicit" else BEFORE_TLS
-        for result, alert in ((without, "certificate required"), (stranger, "unknown ca")):
+        for result, alert in (
+            (without, "certificate required"),
+            (stranger, "unknown ca"),
+            (late, "certificate expired"),
+        ):
             why = f"host SERVER: {refused}{alert}{remedy} (during {phase})"
             assert result == Result(WAITS, why, [clear], [NOTHING])
 
@@ -613,3 +624,60 @@ def test_an_address_has_no_name_to_send(
         program.sendmail("bob@x.test", stdin=b"Subject: s\n\n")
         assert program.flush() == DELIVERED
     assert asked == ["localhost", None]
+
+
+# The prime of RFC 2409 section 6.2: 1,024 bits, what servers used for ephemeral keys until 2015.
+OAKLEY_2 = """\
+-----BEGIN DH PARAMETERS-----
+MIGHAoGBAP//////////yQ/aoiFowjTExmKLgNwc0SkCTgiKZ8x0Agu+pjsTmyJR
+Sgh5jjQE3e+VGbPNOkMbMCsKbfJfFDdP4TVtbVHCReSFtXZiXn7G9ExC6aY37WsL
+/1y29Aa37e44a/taiZ+lrp8kEXxLH+ZJKGZR7OZTgf//////////AgEC
+-----END DH PARAMETERS-----
+"""
+
+
+def _short_keys(authorities: Authorities, directory: Path) -> ssl.SSLContext:
+    """Of a server whose ephemeral keys are shorter than OpenSSL's defaults take."""
+    path = directory / "dh.pem"
+    path.write_text(OAKLEY_2)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authorities.known.issue_cert("localhost", key_type=trustme.KeyType.RSA).configure_cert(context)
+    context.maximum_version = TLS_1_2
+    context.set_ciphers("DHE-RSA-AES128-GCM-SHA256:@SECLEVEL=0")
+    context.load_dh_params(path)
+    return context
+
+
+def test_a_key_that_is_too_short_is_better_than_plain_text(
+    serve: Callable[..., Server], authorities: Authorities, tmp_path: Path
+) -> None:
+    """And where plain text is not what follows, it is refused."""
+    short = Way(_short_keys(authorities, tmp_path))
+    for level, settings, expected in (
+        ("opportunistic", "", delivered("opportunistic")),
+        (
+            "starttls",
+            "tls_verify = false\n",
+            waits("starttls", "TLS handshake with localhost: dh key too small"),
+        ),
+    ):
+        directory = tmp_path / level
+        directory.mkdir()
+        assert sent(directory, serve(short, level), level, settings) == expected
+
+
+@pytest.mark.parametrize("trusted", ["intermediate authority", "server"])
+def test_who_is_trusted_need_not_be_a_root(
+    serve: Callable[..., Server], tmp_path: Path, trusted: str
+) -> None:
+    """Whatever Python's version has for a default."""
+    authority = trustme.CA().create_child_ca()
+    issued = authority.issue_cert("localhost")
+    ca_file = tmp_path / "ca.pem"
+    pem = issued.cert_chain_pems[0] if trusted == "server" else authority.cert_pem
+    pem.write_to_path(ca_file)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    issued.configure_cert(context)
+    server = serve(Way(context), "starttls")
+    settings = f'tls_ca_file = "{ca_file}"\n'
+    assert sent(tmp_path, server, "starttls", settings) == delivered("starttls")

@@ -733,6 +733,59 @@ def test_what_has_waited_too_long_fails_with_what_it_waited_for(tmp_path: Path) 
     assert f"What you can do: {REMEDIES['5.2.2']}" in text
 
 
+@pytest.mark.parametrize(
+    ("settings", "why"),
+    [
+        pytest.param(
+            '[smarthost]\nhost = "127.0.0.1"\nusername = "me"\npassword_file = "/nowhere/secret"\n',
+            "[smarthost] password_file: /nowhere/secret: cannot be opened: No such file or directory",
+            id="password",
+        ),
+        pytest.param(
+            '[smarthost]\nhost = "127.0.0.1"\ntls_ca_file = "/nowhere/ca.pem"\n',
+            "[smarthost] tls_ca_file: /nowhere/ca.pem: No such file or directory",
+            id="authorities",
+        ),
+        pytest.param(
+            '[smarthost]\nhost = "127.0.0.1"\nusername = "me"\noauth2_provider = "google"\n'
+            'oauth2_client_id = "x"\noauth2_token_file = "/nowhere/t.json"\n',
+            "no tokens of me in /nowhere/t.json: run: minisend login",
+            id="token",
+        ),
+    ],
+)
+def test_what_a_setting_keeps_from_being_sent_has_no_longer_time_than_other_mail(
+    settings: str, why: str, tmp_path: Path
+) -> None:
+    """The senders must learn that their mail did not go out, also when no administrator does anything."""
+    program = Program(tmp_path, settings)
+    queue_long_ago(program, time.time() - LIFETIME - 60, MESSAGE, Recipient(b"ann@x.test"))
+    for _ in range(2):
+        before = time.time()
+        assert program.flush("--all")[0] == 75
+    (waits,) = (message for message in program.queue() if message["sender"] == "me@here.test")
+    # It is looked at again as soon as after a first failure.
+    assert waits["next_attempt"] in range(int(before) + 300, int(time.time()) + 301)
+    assert str(reason_of(waits)).startswith(why)
+    assert program.flush("--all")[0] == 75
+    # What is there now is told by nothing but mail: the report, and to whose queue it is the notice.
+    assert {message["sender"] for message in program.queue()} == {"MAILER-DAEMON"}
+    with Queue(str(program.spool)) as queue:
+        texts = [
+            entry.first_octets(1 << 20).decode()
+            for place in queue.places("new", "cur")
+            if (entry := queue.read(place)) is not None
+        ]
+    (told,) = (text for text in texts if "Subject: Undelivered Mail Returned to Sender" in text)
+    assert f"Final-Recipient: rfc822; {ANN}\n" in told
+
+
+def reason_of(message: dict[str, object]) -> object:
+    recipients = message["recipients"]
+    assert isinstance(recipients, list)
+    return recipients[0]["delay_reason"]
+
+
 def test_a_server_that_was_never_reached_is_told_of_in_our_own_words(tmp_path: Path) -> None:
     """Without a reply there is no Diagnostic-Code of type smtp, and without a server no Remote-MTA (RFC 3464 section 2.3.5)."""
     port = free_port("127.0.0.1")

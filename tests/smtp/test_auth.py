@@ -290,6 +290,10 @@ def test_what_is_left_after_a_refusal():
     passwords = auth.further(unbound, unbound[0].begin(), refused)
     assert [c.name for c in passwords] == ["PLAIN", "LOGIN", "CRAM-MD5"]
     assert auth.further(passwords, passwords[0].begin(), refused) == []
+    unknown = Reply(504, (b"5.7.4 unrecognized authentication type",))
+    left = auth.further(passwords, passwords[0].begin(), unknown)
+    assert [c.name for c in left] == ["LOGIN", "CRAM-MD5"]
+    assert auth.further(left[-1:], left[-1].begin(), unknown) == []
     # SCRAM-SHA-256 without its bound form: that of SHA-1 is not worth a try either.
     some = auth.choose(
         ("SCRAM-SHA-256", "SCRAM-SHA-1-PLUS"), "auto", TIM, encrypted=True, binding=BINDING
@@ -322,6 +326,7 @@ def test_credentials_hide_what_proves_them():
         ((b"tim",), b"tan\1staaf", "access token holds a space or what is not ASCII"),
         ((b"tim",), b"tan staaf", "access token holds a space or what is not ASCII"),
         ((b"tim",), b"tanstaaf\r\n", "access token holds a space or what is not ASCII"),
+        ((b"tim",), b"tan\x7fstaaf", "access token holds a space or what is not ASCII"),
         ((b"tim",), b"tan\xffstaaf", "access token holds a space or what is not ASCII"),
         ((b"tim\1",), b"tanstaaf", "user name holds a control character"),
     ],
@@ -330,6 +335,12 @@ def test_credentials_that_no_mechanism_can_carry(arguments, token, text):
     with pytest.raises(AuthError) as caught:
         Credentials(*arguments, token=token)
     assert str(caught.value) == text
+
+
+def test_credentials_at_the_edge_of_what_can_be_carried():
+    assert Credentials(b"tim", token=b"!tanstaaf~").token == b"!tanstaaf~"
+    # The mechanisms of passwords have no such frame.
+    assert Credentials(b"tim\1", b"tan\1staaf").username == b"tim\1"
 
 
 # In a session

@@ -18,6 +18,7 @@ from minisend.smtp.binding import (
     NOT_OFFERED,
     ChannelBinding,
     channel_binding,
+    element,
     signature_hash,
 )
 from minisend.smtp.client import AUTH
@@ -359,6 +360,26 @@ def test_the_hash_of_a_certificate(octets, name):
     assert signature_hash(octets) == name
 
 
+@pytest.mark.parametrize(
+    "length",
+    [b"\x7f", b"\x81\x7f", b"\x81\x80", b"\x82\0\x80", b"\x83\0\0\x80", b"\x84\0\0\0\x80"],
+    ids=bytes.hex,
+)
+def test_each_form_of_a_length(length):
+    size = 0x7F if length.endswith(b"\x7f") else 0x80
+    content = bytes(size)
+    assert element(b"\x30" + length + content + b"behind", 0x30) == (content, b"behind")
+    for cut in (b"", length[:-1], length, length + content[1:]):
+        with pytest.raises(ValueError, match=r"^$"):
+            element(b"\x30" + cut, 0x30)
+
+
+@pytest.mark.parametrize("length", [b"\x80", b"\x85\0\0\0\0\x01", b"\xff"], ids=bytes.hex)
+def test_a_length_that_der_does_not_have(length):
+    with pytest.raises(ValueError, match=r"^$"):
+        element(b"\x30" + length + bytes(300), 0x30)
+
+
 def test_no_cut_certificate_has_a_hash():
     whole = certificate("2a8648ce3d040302", size=20)
     assert [signature_hash(whole[:end]) for end in range(len(whole))] == [""] * len(whole)
@@ -526,6 +547,14 @@ def test_an_offer_taken_away_is_told(log_in):
     assert str(error) == "AUTH refused: 535 5.7.8 I did offer more"
 
 
+def assert_unproven(error):
+    assert (type(error), error.phase, str(error)) == (
+        AuthError,
+        AUTH,
+        UNPROVEN.replace("SCRAM", "SCRAM-SHA-1"),
+    )
+
+
 def test_a_server_without_the_password_gets_no_mail(log_in):
     """Its signature is wrong: the exchange is given up, whatever it says to that."""
 
@@ -538,12 +567,7 @@ def test_a_server_without_the_password_gets_no_mail(log_in):
         peer.send(b"235 come in all the same\r\n")
         peer.bye()
 
-    error = log_in(script, *context_pair(ssl.TLSVersion.TLSv1_3))
-    assert (type(error), error.phase, str(error)) == (
-        AuthError,
-        AUTH,
-        UNPROVEN.replace("SCRAM", "SCRAM-SHA-1"),
-    )
+    assert_unproven(log_in(script, *context_pair(ssl.TLSVersion.TLSv1_3)))
 
 
 def test_a_server_that_skips_its_proof_gets_no_mail(log_in):
@@ -553,12 +577,7 @@ def test_a_server_that_skips_its_proof_gets_no_mail(log_in):
         peer.send(b"235 in\r\n")
         peer.bye()
 
-    error = log_in(script, *context_pair(ssl.TLSVersion.TLSv1_3))
-    assert (type(error), error.phase, str(error)) == (
-        AuthError,
-        AUTH,
-        UNPROVEN.replace("SCRAM", "SCRAM-SHA-1"),
-    )
+    assert_unproven(log_in(script, *context_pair(ssl.TLSVersion.TLSv1_3)))
 
 
 def test_a_wrong_password_is_refused_once_and_told(log_in):

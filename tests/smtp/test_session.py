@@ -1,6 +1,7 @@
 """The driver against scripted servers on loopback sockets: one result a recipient, whatever the server does."""
 
 import socket
+import ssl
 import threading
 import traceback
 
@@ -30,6 +31,7 @@ from minisend.smtp.client import (
 )
 from minisend.smtp.deadlines import Deadlines
 from minisend.smtp.dialogue import Refused
+from minisend.smtp.handshake import Fault, Trust
 from minisend.smtp.reply import Reply
 from minisend.smtp.session import Session
 from minisend.smtp.stream import HandshakeError, Stream, connect
@@ -293,6 +295,21 @@ def test_a_server_that_drips_does_not_outlive_the_deadline():
 # TLS
 
 
+@pytest.mark.parametrize("level", ["starttls", "opportunistic", "implicit"])
+def test_a_server_that_says_nothing_may_wait_for_tls(level, monkeypatch):
+    """Where it is asked to begin in the clear."""
+    ours, theirs = socket.socketpair()
+    monkeypatch.setattr(Stream, "start_tls", lambda *arguments: None)
+    trust = Trust(ssl.create_default_context(), remedies={Fault.SILENT: "mend it"})
+    limits = Deadlines(greeting=0.05)
+    session = Session(
+        Stream(ours), hello=b"me.test", tls=level, trust=trust, server_name="mx", deadlines=limits
+    )
+    said = "timed out" if level == "implicit" else "timed out: mend it"
+    open_fails(session, NetworkError, GREETING, said)
+    theirs.close()
+
+
 def tls_script(context, *keywords_after):
     def script(peer):
         peer.hello(b"STARTTLS", b"AUTH PLAIN LOGIN", b"SIZE 5")
@@ -459,6 +476,17 @@ PLAIN_RESPONSE = b"AHVzZXIAcGFzcyBwaHJhc2U="
         ),
         pytest.param(
             b"AUTH PLAIN LOGIN",
+            "auto",
+            [
+                (b"AUTH PLAIN " + PLAIN_RESPONSE, b"504 5.7.4 unrecognized"),
+                (b"AUTH LOGIN", b"334 x"),
+                (b"dXNlcg==", b"334 x"),
+                (b"cGFzcyBwaHJhc2U=", b"235 in"),
+            ],
+            id="plain-offered-and-unknown",
+        ),
+        pytest.param(
+            b"AUTH PLAIN LOGIN",
             "login",
             [(b"AUTH LOGIN", b"334 x"), (b"dXNlcg==", b"535 5.7.8 no")],
             id="login-refused",
@@ -593,6 +621,12 @@ def test_a_refusal_that_says_the_password_is_shown_without(
             True,
             "no usable authentication mechanism: server offers no authentication, usable here is "
             "SCRAM-SHA-256 SCRAM-SHA-1 CRAM-MD5 PLAIN LOGIN",
+        ),
+        (
+            b"STARTTLS",
+            True,
+            "no usable authentication mechanism: server offers no authentication, usable here is "
+            "SCRAM-SHA-256 SCRAM-SHA-1 CRAM-MD5 PLAIN LOGIN; it may offer more inside TLS, and offers STARTTLS",
         ),
     ],
 )

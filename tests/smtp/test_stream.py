@@ -204,6 +204,39 @@ def test_faults_of_this_machine_are_marked(monkeypatch, code, local):
     )
 
 
+@pytest.mark.parametrize("code", [errno.ENETUNREACH, errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT])
+@pytest.mark.parametrize(
+    ("has_ipv4", "source", "lasting"), [(True, "", True), (False, "", False), (True, "::1", False)]
+)
+def test_ipv6_on_a_machine_that_has_ipv4_alone(monkeypatch, code, has_ipv4, source, lasting):
+    """What waits for a network would wait for ever, and never go back to its sender."""
+
+    class Failing(socket.socket):
+        def __init__(self, family, kind):
+            self.datagrams = kind == socket.SOCK_DGRAM
+            super().__init__(socket.AF_INET, kind)
+
+        def bind(self, address):
+            pass
+
+        def connect_ex(self, address):
+            if self.datagrams:
+                return 0 if has_ipv4 else errno.ENETUNREACH
+            return code
+
+    monkeypatch.setattr(
+        stream_module, "_socket", SimpleNamespace(**vars(_socket) | {"socket": Failing})
+    )
+    about = " from [::1]" if source else ""
+    with pytest.raises(NetworkError) as error:
+        connect("2001:db8::1", 25, 5, source=source)
+    assert (str(error.value), error.value.local, error.value.lasting) == (
+        f"connect to [2001:db8::1]:25{about}: {os.strerror(code)}",
+        True,
+        lasting,
+    )
+
+
 def test_a_fault_of_this_machine_is_marked_later_too(pair):
     """As when a packet filter is loaded under a connection."""
 
@@ -263,6 +296,28 @@ def test_connect_to_a_unix_socket(tmp_path):
         f"connect to {path}: No such file or directory",
         "4.4.1",
         False,
+    )
+
+
+@pytest.mark.parametrize(
+    ("code", "local"),
+    [(errno.EACCES, False), (errno.EPERM, False), (errno.EMFILE, True)],
+    ids=errno.errorcode.get,
+)
+def test_a_unix_socket_that_we_may_not_use_is_no_lack_of_a_network(monkeypatch, code, local):
+    """Mail for it is to expire as any other."""
+
+    class Failing(socket.socket):
+        def connect_ex(self, address):
+            return code
+
+    monkeypatch.setattr(
+        stream_module, "_socket", SimpleNamespace(**vars(_socket) | {"socket": Failing})
+    )
+    assert caught(connect_unix, "/run/lmtp", 5) == (
+        f"connect to /run/lmtp: {os.strerror(code)}",
+        "4.4.1",
+        local,
     )
 
 

@@ -109,7 +109,7 @@ def test_the_limits():
         ("service", "the acknowledgement", f"{service._ACKNOWLEDGE:g}"),
         (
             "service",
-            "the end of the same submission on another connection",
+            "the same submission's end elsewhere",
             f"{service._BUSY:g}",
         ),
         ("octets of a line", str(protocol.LINE)),

@@ -148,6 +148,7 @@ SMARTHOST: dict[str, object] = {
     "oauth2_grant": "refresh",
     "oauth2_client_id": "",
     "oauth2_client_secret_file": "",
+    "oauth2_client_auth": "post",
     "oauth2_service_account_file": "",
     "oauth2_tenant": "common",
     "oauth2_scope": "",
@@ -319,6 +320,9 @@ def test_every_key(machine: Path) -> None:
     [
         ("", {}),
         ('tls = "implicit"', {"tls": "implicit", "port": 465}),
+        ("port = 465", {"tls": "implicit", "port": 465}),
+        ("port = 587", {"tls": "starttls", "port": 587}),
+        ('port = 465\ntls = "starttls"', {"tls": "starttls", "port": 465}),
         ('tls = "opportunistic"', {"tls": "opportunistic", "port": 587}),
         ('tls = "none"', {"tls": "none", "port": 25}),
         ('tls = "none"\nport = 587', {"tls": "none", "port": 587}),
@@ -381,6 +385,7 @@ OAUTH2: dict[str, object] = {
     "oauth2_grant": "client_credentials",
     "oauth2_client_id": "c",
     "oauth2_client_secret_file": "/s",
+    "oauth2_client_auth": "basic",
     "oauth2_service_account_file": "/a",
     "oauth2_tenant": "72f988bf-86f1-41af-91ab-2d7cd011db47",
     "oauth2_scope": "x y",
@@ -821,6 +826,11 @@ WRONG = [
         '[smarthost]\nhost = "a"\nusername = "u"\noauth2_token_endpoint = "https://t.example/"\noauth2_client_id = "c"\n'
         'oauth2_grant = "client_credentials"',
         '6: [smarthost] oauth2_grant: expected oauth2_client_secret_file beside "client_credentials" (got nothing)',
+    ),
+    (
+        '[smarthost]\nhost = "a"\nusername = "u"\noauth2_provider = "microsoft365"\noauth2_client_id = "c"\n'
+        'oauth2_client_auth = "basic"',
+        '6: [smarthost] oauth2_client_auth: expected oauth2_client_secret_file beside "basic" (got nothing)',
     ),
     (
         '[smarthost]\nhost = "a"\nusername = "u"\noauth2_provider = "microsoft365"\noauth2_client_id = "c"\n'

@@ -13,10 +13,11 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from minisend.config.files import state_directory
 from minisend.config.keys import smarthost_table
+from minisend.delivery.oauth import endpoint
 from minisend.delivery.oauth.failure import OAuthError
 from minisend.delivery.secrets import one_line, read_secret
 
@@ -127,23 +128,39 @@ class Client:
             "token_endpoint": self.token_endpoint,
         }
 
-    def identity(self) -> dict[str, str]:
-        """The form fields that say who asks (RFC 6749 section 2.3.1, in the body, which both providers document).
+    def ask(
+        self, url: str, fields: Mapping[str, str], *, identified: bool = True
+    ) -> dict[str, Any]:
+        """What one of the service's endpoints answers.
 
-        Raises ``ConfigError``: the file with the secret.
+        ``identified``  with who asks, in one of the two ways of RFC 6749 section 2.3.1: in the form, which both providers
+                        document, or by HTTP Basic, which is the one that a service must have
+        Raises as ``endpoint.post``, and ``ConfigError``: the file with the secret.
         """
-        fields = {"client_id": self.client_id}
+        login = ("", "")
+        if identified:
+            secret = self._secret()
+            if secret and self._smarthost.oauth2_client_auth == "basic":
+                login = (self.client_id, secret)
+            else:
+                fields = {**fields, "client_id": self.client_id}
+                if secret:
+                    fields["client_secret"] = secret
+        return endpoint.post(url, fields, what=self.what, ca_file=self.ca_file, login=login)
+
+    def _secret(self) -> str:
+        """ "" for a client that has none."""
         path = self._smarthost.oauth2_client_secret_file
-        if path:
-            octets = self._read("oauth2_client_secret_file", path)
-            octets = one_line(f"{self.what} oauth2_client_secret_file: {path}", octets)
-            try:
-                fields["client_secret"] = octets.decode().strip()
-            except UnicodeDecodeError:
-                raise OAuthError(
-                    f"{self.what} oauth2_client_secret_file: {path}: not text: expected the secret alone"
-                ) from None
-        return fields
+        if not path:
+            return ""
+        octets = self._read("oauth2_client_secret_file", path)
+        octets = one_line(f"{self.what} oauth2_client_secret_file: {path}", octets)
+        try:
+            return octets.decode().strip()
+        except UnicodeDecodeError:
+            raise OAuthError(
+                f"{self.what} oauth2_client_secret_file: {path}: not text: expected the secret alone"
+            ) from None
 
     def key(self) -> bytes:
         """The content of the service account's file.  Raises ``ConfigError``."""
@@ -156,15 +173,12 @@ class Client:
 
 
 def _token_file(name: str, environ: Mapping[bytes, bytes], euid: int) -> str:
-    """The system's state directory when it is ours, else the user's own."""
-    if "/" in name or name[:1] == "." or name == DEFAULT_NAME:
-        raise OAuthError(
-            f"[smarthosts.{name}] oauth2_token_file: no file can have this name: set it"
-        )
+    """In the system's state directory when it is ours, else in the user's own; ``minisend.config`` has checked the name."""
     directory = SYSTEM_STATE if _is_ours(SYSTEM_STATE, euid) else None
     directory = directory or state_directory(environ, euid, euid)
     if directory is None:
-        raise OAuthError(f"[smarthost] oauth2_token_file: uid {euid} has no home directory: set it")
+        table = smarthost_table(name)
+        raise OAuthError(f"{table} oauth2_token_file: uid {euid} has no home directory: set it")
     return f"{directory}/oauth/{name or DEFAULT_NAME}.json"
 
 

@@ -55,10 +55,7 @@ def log_in(
         raise OAuthError(
             f"{client.what} oauth2_device_endpoint: expected a URL, or a login with --browser"
         )
-    fields = client.identity()
-    if client.scope:
-        fields["scope"] = client.scope
-    values = endpoint.post(client.device_endpoint, fields, what=client.what, ca_file=client.ca_file)
+    values = client.ask(client.device_endpoint, {"scope": client.scope} if client.scope else {})
     device_code = endpoint.text(values, "device_code", client.what)
     interval = float(endpoint.seconds(values, "interval", _INTERVAL, _LONGEST_INTERVAL))
     lifetime = endpoint.seconds(values, "expires_in", _LIFETIME, _LONGEST_LIFETIME)

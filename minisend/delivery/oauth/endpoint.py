@@ -21,6 +21,7 @@ import json
 import socket
 import ssl
 import time
+from base64 import b64encode
 from collections.abc import Mapping
 from typing import Any, cast
 from urllib.parse import quote, quote_plus, urlencode, urlsplit
@@ -47,23 +48,42 @@ _TEMPORARY_CODES = ("server_error", "temporarily_unavailable")
 _TEMPORARY_STATUSES = (408, 429)
 
 
-def post(url: str, fields: Mapping[str, str], *, what: str, ca_file: str = "") -> dict[str, Any]:
+def post(
+    url: str,
+    fields: Mapping[str, str],
+    *,
+    what: str,
+    ca_file: str = "",
+    login: tuple[str, str] = ("", ""),
+) -> dict[str, Any]:
     """The object that the endpoint answers with.
 
     ``what``     the table, for errors: "[smarthost]"
     ``ca_file``  authorities in place of the system's
+    ``login``    the client's name and secret for HTTP Basic, none when the secret is ""
     Raises as the table above says.
     """
     parts = urlsplit(url)
     what = f"{what} oauth2: {parts.netloc}"
-    status, octets = _exchange(url, urlencode(fields).encode("ascii"), what, ca_file)
+    headers = {
+        "Accept": "application/json",
+        "Connection": "close",
+        "Content-Type": "application/x-www-form-urlencoded",
+    }
+    hidden = [fields[key] for key in _SECRET_FIELDS if fields.get(key)]
+    if login[1]:
+        token = _basic(*login)
+        headers["Authorization"] = f"Basic {token}"
+        hidden += [login[1], token]
+    body = urlencode(fields).encode("ascii")
+    status, octets = _exchange(url, headers, body, what, ca_file)
     values = _object(octets)
     code = None if values is None else values.get("error")
     if code is not None:
         description = values.get("error_description") if values is not None else None
-        said = _said(code, fields)
+        said = _said(code, hidden)
         if isinstance(description, str) and description:
-            said += f": {_said(description, fields)}"
+            said += f": {_said(description, hidden)}"
         if status >= 500 or status in _TEMPORARY_STATUSES or code in _TEMPORARY_CODES:
             raise Unavailable(f"{what}: {said}")
         raise Rejected(f"{what}: {said}", code if isinstance(code, str) else "")
@@ -100,14 +120,20 @@ def seconds(values: Mapping[str, Any], key: str, default: int, most: int) -> int
     return int(min(value, most))
 
 
-def _said(value: object, fields: Mapping[str, str]) -> str:
+def _basic(client_id: str, secret: str) -> str:
+    """RFC 7617, of both in the form's encoding (RFC 6749 section 2.3.1): a colon in the name is none."""
+    return b64encode(f"{quote_plus(client_id)}:{quote_plus(secret)}".encode("ascii")).decode(
+        "ascii"
+    )
+
+
+def _said(value: object, hidden: list[str]) -> str:
     """A server's words on one line, without what is secret in the request."""
     said = value if isinstance(value, str) else json.dumps(value)
-    for key in _SECRET_FIELDS:
-        if secret := fields.get(key):
-            # Also as it stood in the form: a server may repeat what it got.
-            for form in (secret, quote_plus(secret), quote(secret), quote(secret, safe="")):
-                said = said.replace(form, "***")
+    for secret in hidden:
+        # Also as it stood in the form: a server may repeat what it got.
+        for form in (secret, quote_plus(secret), quote(secret), quote(secret, safe="")):
+            said = said.replace(form, "***")
     said = " ".join(said.split())
     return "".join(char if char.isprintable() else "?" for char in said)[:_SAID_LIMIT]
 
@@ -120,7 +146,9 @@ def _object(octets: bytes) -> dict[str, Any] | None:
     return found if isinstance(found, dict) else None
 
 
-def _exchange(url: str, body: bytes, what: str, ca_file: str) -> tuple[int, bytes]:
+def _exchange(
+    url: str, headers: Mapping[str, str], body: bytes, what: str, ca_file: str
+) -> tuple[int, bytes]:
     """Status and content of the answer."""
     parts = urlsplit(url)
     assert parts.hostname is not None  # noqa: S101 - minisend.config has checked it
@@ -131,11 +159,7 @@ def _exchange(url: str, body: bytes, what: str, ca_file: str) -> tuple[int, byte
             "POST",
             (parts.path or "/") + (f"?{parts.query}" if parts.query else ""),
             body,
-            {
-                "Accept": "application/json",
-                "Connection": "close",
-                "Content-Type": "application/x-www-form-urlencoded",
-            },
+            headers,
         )
         with connection.getresponse() as response:
             octets = response.read(_LIMIT + 1)

@@ -70,13 +70,11 @@ def renew(client: Client, kept: Tokens | None, now: float) -> Tokens:
 def request(
     client: Client, fields: dict[str, str], now: float, *, identified: bool = True
 ) -> Tokens:
-    """The tokens that the token endpoint gives for ``fields``, which are completed with the client's identity.
+    """The tokens that the token endpoint gives for ``fields``; ``identified`` as for ``Client.ask``.
 
     ``now``  before the request: a token's life is counted from then
     """
-    if identified:
-        fields = {**fields, **client.identity()}
-    values = endpoint.post(client.token_endpoint, fields, what=client.what, ca_file=client.ca_file)
+    values = client.ask(client.token_endpoint, fields, identified=identified)
     kind = values.get("token_type", "bearer")
     if not isinstance(kind, str) or kind.lower() != "bearer":
         raise Unavailable(f"{client.what} oauth2: the answer has no bearer token")
