@@ -7,13 +7,13 @@ Root becomes the user that owns the system's state directory first: the tokens m
 writes nothing in a directory of another's.
 """
 
-import os
 import posix
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from urllib.parse import parse_qs, urlsplit
 
+from minisend.admin.owner import become_owner_of
 from minisend.admin.terminal import BOLD, Paint, printable, write
 from minisend.config.keys import smarthost_table
 from minisend.config.sections import Config, Smarthost
@@ -23,7 +23,7 @@ from minisend.delivery.oauth import client as clients
 from minisend.delivery.oauth.access import access_token
 from minisend.delivery.oauth.failure import OAuthError
 from minisend.delivery.oauth.store import Replacement, Store
-from minisend.errors import ConfigError, PermissionDenied, UsageError
+from minisend.errors import ConfigError, UsageError
 
 DEVICE = "device"
 BROWSER = "browser"
@@ -47,7 +47,7 @@ def login(config: Config, name: str, method: str) -> int:
             "expected this key, or oauth2_token_endpoint, for a login (got nothing)"
         )
     if not smarthost.oauth2_token_file:
-        _become_owner(clients.SYSTEM_STATE)
+        become_owner_of(clients.SYSTEM_STATE)
     client = clients.Client(smarthost, name, posix.environ, posix.geteuid())
     if client.grant != clients.REFRESH:
         if method:
@@ -117,26 +117,3 @@ def _show_code(client: clients.Client, invitation: device.Invitation) -> None:
         f"    {invitation.page}\n\nand enter there the code\n\n    {code}\n\n"
         f"Waiting for {invitation.lifetime // 60 or 1} min ...\n",
     )
-
-
-def _become_owner(directory: str) -> None:
-    """Root only: go on as the user that owns the directory, for good."""
-    if 0 not in (posix.getuid(), posix.geteuid()):
-        return
-    try:
-        facts = os.stat(directory)
-    except OSError:
-        return
-    if facts.st_uid == 0:
-        return
-    import pwd
-
-    try:
-        account = pwd.getpwuid(facts.st_uid)
-        os.initgroups(account.pw_name, account.pw_gid)
-        os.setresgid(account.pw_gid, account.pw_gid, account.pw_gid)
-        os.setresuid(facts.st_uid, facts.st_uid, facts.st_uid)
-    except (KeyError, OSError) as exc:
-        raise PermissionDenied(
-            f"login: cannot become uid {facts.st_uid}, the owner of {directory}: {exc}"
-        ) from None

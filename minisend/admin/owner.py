@@ -1,4 +1,4 @@
-"""Root at another account's queue: becomes that account first.
+"""Root at another account's directories: becomes that account first.
 
 Who writes as root inside a directory that another account controls can be led elsewhere by it (DESIGN section 3).
 """
@@ -16,9 +16,22 @@ def become_owner(spool: str) -> None:
 
     Raises SystemFault.
     """
+    if posix.geteuid() == 0:
+        _become(_owned(spool), f"{spool}/queue")
+
+
+def become_owner_of(directory: str) -> None:
+    """For root: the same with the account that owns this directory, if there is one.  Raises SystemFault."""
     if posix.geteuid() != 0:
         return
-    there = _owned(spool)
+    try:
+        there = posix.stat(directory)
+    except OSError:
+        return
+    _become(there, directory)
+
+
+def _become(there: "posix.stat_result | None", path: str) -> None:
     if there is None or there.st_uid == 0 or not _is_somebody(there.st_uid):
         return
     import pwd
@@ -35,7 +48,7 @@ def become_owner(spool: str) -> None:
         posix.setresuid(there.st_uid, there.st_uid, there.st_uid)
     except OSError as exc:
         raise SystemFault(
-            f"{spool}/queue: belongs to uid {there.st_uid}, which root cannot become here: {exc.strerror}"
+            f"{path}: belongs to uid {there.st_uid}, which root cannot become here: {exc.strerror}"
         ) from exc
     posix.umask(0o077)
 
