@@ -201,6 +201,7 @@ FLUSH = {
     "minisend.delivery.lanes",
     "minisend.delivery.mx",
     "minisend.delivery.outgoing",
+    "minisend.delivery.pace",
     "minisend.delivery.pickup",
     "minisend.delivery.policy",
     "minisend.delivery.rate",
