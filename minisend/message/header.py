@@ -160,21 +160,23 @@ def _split_plain(data: bytes) -> Header | None:
             return None
     if _NUL in text:
         return None
-    names: list[bytes] = []
-    starts: list[int] = []
-    at = 0
-    for line in text[:-1].split(b"\n"):
-        if not line.startswith((b" ", b"\t")):
-            name, colon, _ = line.partition(b":")
-            if not colon or not name or len(name) >= LINE_LIMIT or name.lstrip(_NAME):
+    fields: list[Field] = []
+    name = b""
+    start = at = 0
+    while at < len(text):
+        if text[at] not in b" \t":
+            if name:
+                fields.append(Field(name, text[start:at]))
+            start = at
+            colon = text.find(b":", at)
+            name = text[at:colon]
+            # Of a colon in a line further down the name would have a line end in it.
+            if colon <= at or len(name) >= LINE_LIMIT or name.lstrip(_NAME):
                 return None
-            names.append(name)
-            starts.append(at)
-        elif not names:
+        elif not name:
             return None
-        at += len(line) + 1
-    ends = [*starts[1:], at]
-    fields = [Field(name, text[a:b]) for name, a, b in zip(names, starts, ends, strict=True)]
+        at = text.find(b"\n", at) + 1
+    fields.append(Field(name, text[start:]))
     return Header(fields, body)
 
 

@@ -229,11 +229,12 @@ class Entry:
         """
         crc = crc32(first)
         last = first[offset:]
-        for piece in self._octets_from(len(first)):
-            if last:
-                yield last
-            crc = crc32(piece, crc)
-            last = piece
+        if len(first) < self.size:
+            for piece in self._octets_from(len(first)):
+                if last:
+                    yield last
+                crc = crc32(piece, crc)
+                last = piece
         if f"{crc:08x}" != self.trailer.digest:
             raise BrokenRecord("its message was changed after it was written")
         if last:
