@@ -146,6 +146,7 @@ _LEAST_HIDDEN = 4
 #: Pieces of a message smaller than this are joined, so that a small message is one write.
 _PIECE = 64 * 1024
 
+_BEFORE_PATH = {MAIL: b"MAIL FROM:<", RCPT: b"RCPT TO:<"}
 # A forward- or reverse-path between its brackets.  Outside a quoted string a space or a bracket would end the path and
 # make parameters of what follows.
 _PATH = rb'(?:[^\s<>"\\]|\\[^\s<>]|"(?:[^"\\]|\\.)*")*'
@@ -513,12 +514,11 @@ class Connection:
     # Inside
 
     def _path(self, command: str, path: bytes, parameters: "Iterable[bytes]") -> None:
-        words = list(parameters)
         check_path(command, path)
-        line = b"%b:<%b>" % (command.encode("ascii"), path)
-        for word in words:
+        line = _BEFORE_PATH[command] + path + b">"
+        for word in parameters:
             if word.lstrip(_WORD):
-                raise LocalProtocolError(f"{command}: space within a parameter: {words!r}")
+                raise LocalProtocolError(f"{command}: space within a parameter: {word!r}")
             line += b" " + word
         self._command(command, line, path)
 

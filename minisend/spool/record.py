@@ -484,6 +484,8 @@ def parse_tail(octets: bytes, envelope: Envelope) -> Tail:
     if trailer is None:
         raise BrokenRecord("its message has no end mark")
     rest = octets[position:]
+    if not rest:
+        return Tail(trailer, facts, history, position, torn=False)
     bad = 0
     for line in rest.split(b"\n")[:-1]:
         if _valid(line):
@@ -493,7 +495,7 @@ def parse_tail(octets: bytes, envelope: Envelope) -> Tail:
                 raise BrokenRecord("a line after the message is damaged")
             break
         bad += len(line) + 1
-    return Tail(trailer, facts, history, position, bool(rest))
+    return Tail(trailer, facts, history, position, torn=True)
 
 
 def _parse_trailer(fields: list[bytes]) -> Trailer:
