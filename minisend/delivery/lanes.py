@@ -473,8 +473,6 @@ class Lanes:
 
     def put_off(self, destination: _Destination, work: _Work) -> Down | None:
         """Why this message waits without being attempted, if it does: a probe has failed since it was selected, or just now."""
-        if destination.down is None:
-            return None
         with self._lock:
             if destination.down is None or destination.failed is None:
                 return None
