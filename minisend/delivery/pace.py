@@ -2,8 +2,8 @@
 
     a message takes                                      a further connection is
     longer than with fewer connections                   of no use: the server, the network or the disk has its hands full
-    no longer than we work at it and at one for each     of no use: we have ours full
-    of the others
+    little longer than we work at it and at one for      of no use: we have ours full, and who is beside us needs the
+    each of the others                                   processors too
     its time, at a server far away                       of use with each delivery
     its time, at a server that is near                   of use with every _LOOK deliveries: it is the server's work that is
                                                          waited for, to which the connection adds a process, perhaps, and
@@ -19,6 +19,8 @@ _FAR = 0.005
 _LOOK = 20
 # So many times as long as it was: no more messages go through for more connections.
 _SLOWER = 2.0
+# So many times as long as we work: threads that take turns at one interpreter are slower than one of them.
+_SPARE = 2.0
 
 
 class Pace:
@@ -53,6 +55,6 @@ class Pace:
             self._least = min(self._least, self._took)
             self._count = 0
             self._since = now
-        if self._took > _SLOWER * self._least or (connections + 1) * work > self._least:
+        if self._took > _SLOWER * self._least or _SPARE * (connections + 1) * work > self._least:
             return 0.0
         return 1.0 if self.is_far or looked else 0.0

@@ -44,8 +44,8 @@ def test_a_time_that_was_long_at_first_is_not_what_it_is_measured_by(quickest):
 
 @pytest.mark.parametrize("quickest", [NEAR, FAR])
 def test_as_many_connections_as_are_served_while_one_waits(quickest):
-    assert told(quickest, *[(0.001, 1)] * 20, work=0.0004)[19] == 1.0
-    assert told(quickest, *[(0.001, 1)] * 20, work=0.0006)[19] == 0.0
+    assert told(quickest, *[(0.001, 1)] * 20, work=0.0002)[19] == 1.0
+    assert told(quickest, *[(0.001, 1)] * 20, work=0.0003)[19] == 0.0
 
 
 def test_the_pause_before_a_server_lets_in_again_counts_for_nothing():
