@@ -437,7 +437,9 @@ class Attempt:
         """Log and record."""
         entry = self._claimed()
         # A fault of this machine says nothing about the server and does not advance the back-off.
-        self._counts |= any(verdict.scope != policy.LOCAL for verdict in verdicts)
+        for verdict in verdicts:
+            if verdict.scope != policy.LOCAL:
+                self._counts = True
         if self._run.log.heard:
             for verdict in verdicts:
                 self._log_outcome(entry, verdict.outcome)

@@ -152,7 +152,10 @@ def queue_report(
 
 def asks_for_success(envelope: Envelope) -> bool:
     """Whether a delivery must be recorded before the message is removed, since somebody wants a report of it."""
-    return bool(envelope.sender) and any(_asked(r, dsn.SUCCESS) for r in envelope.recipients)
+    for recipient in envelope.recipients:
+        if recipient.notify and _asked(recipient, dsn.SUCCESS):
+            return envelope.sender != b""
+    return False
 
 
 def leave_success_to_next_hop(entry: Entry, recipients: Iterable[int]) -> None:

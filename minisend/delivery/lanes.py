@@ -1,10 +1,10 @@
 """Lanes: who works at which message, over how many connections, in which turn.
 
 A lane is a thread with one connection to one next hop.  A next hop begins with a single lane, which is its probe; once
-a server has let it in there are up to ``_FIRST_LANES``, and one more for each delivery, up to [delivery]
-connections_per_host; but none more while this process has its hands full with those there are.  A server that lets no further one in gets no more than it had, and a lane that loses
-its connection and is not let in again ends: the messages are for those that were.  One slow server holds its own lanes
-and nobody else's.
+a server has let it in that takes its time for an answer there are up to ``_FIRST_LANES``, and with deliveries more, up to
+[delivery] connections_per_host, while ``delivery.pace`` says that they are of use.  A server that lets no further one in
+gets no more than it had, and a lane that loses its connection and is not let in again ends: the messages are for those
+that were.  One slow server holds its own lanes and nobody else's.
 
     while all [delivery] connections are in use         a lane that has had its turn makes room for a next hop that has none
     a next hop lets nobody in                           that was the probe: whatever else this run has for it is put off to
@@ -28,6 +28,7 @@ from time import monotonic, process_time
 from minisend.delivery.attempt import Attempt
 from minisend.delivery.condition import Condition
 from minisend.delivery.destination import PROBE_PAUSE, after_failure
+from minisend.delivery.pace import Pace
 from minisend.delivery.policy import LOCAL, SETTINGS, TOKEN
 from minisend.delivery.rate import rate_of
 from minisend.delivery.remote import Remote, Stopped
@@ -59,10 +60,10 @@ _IDLE = 2.0
 _KEPT_OPEN = 50
 # After a server let no further lane in: what of a lane there is for as many deliveries as there are lanes.
 _CAUTION = 0.25
-# The share of a processor with which the lanes do not wait for servers, but for each other; over how many seconds.
-_BUSY = 0.35
-_BUSY_SECONDS = 0.01
-# Seconds between two looks at that, where nothing else happens.
+# Deliveries by which it is measured what one costs.
+_MEASURED = 8
+# Seconds without a delivery after which those that wait get further lanes, and between two looks at that.
+_STUCK = 0.1
 _LOOK = 0.1
 # Seconds that a lane waits for its next message where a rate allows no more now; what would wait longer is put off.
 _PATIENCE = 60.0
@@ -98,8 +99,9 @@ class _Destination:
 
     ``begun``   lanes so far
     ``lanes``   threads; of them ``coming`` have not asked for work yet, ``idle`` wait for it, ``open`` have been let in
-    ``limit``   lanes that it may have now, at most ``most``; each delivery adds ``growth``
+    ``limit``   lanes that it may have now, at most ``most``; each delivery adds ``growth`` times what ``pace`` says
     ``failed``  the wave and the time (seconds) of the last failure in this run
+    ``done``    messages so far; ``seen``: as many as there were when somebody looked, and when that was
     """
 
     def __init__(
@@ -120,6 +122,9 @@ class _Destination:
         self.begun = 0
         self.limit = 1.0
         self.growth = 1.0
+        self.pace = Pace()
+        self.done = 0
+        self.seen = (0, 0.0)
         self.most = most
         self.down = down
         self.rate = rate
@@ -153,8 +158,9 @@ class Lanes:
         self._wave = 0
         self._closing = False
         self._died: BaseException | None = None
-        self._busy = True
-        self._busy_since = (monotonic(), process_time())
+        # seconds of the processor for each of the last deliveries; measured from so many deliveries and seconds on
+        self._work = 0.0
+        self._measured_from = (0, process_time())
         self.stopping = False
         self.recovered: set[int] = set()
         self.done = 0
@@ -208,12 +214,15 @@ class Lanes:
             return not self.busy
 
     def look_after(self) -> None:
-        """To be called now and then: a first message that takes long must not keep those behind it."""
+        """To be called now and then: a message that takes long must not keep those behind it."""
         with self._lock:
-            if not self._is_busy():
-                for destination in self._destinations.values():
-                    if destination.open and destination.work:
-                        self._begin_in_earnest(destination)
+            now = monotonic()
+            for destination in self._destinations.values():
+                done, at = destination.seen
+                if not destination.work or not destination.open or destination.done > done:
+                    destination.seen = (destination.done, now)
+                elif now - at >= _STUCK:
+                    self._begin_in_earnest(destination)
 
     def stop(self) -> None:
         """End with the transactions that are under way.  May be called by a signal handler of the main thread."""
@@ -397,8 +406,9 @@ class Lanes:
 
     # -- what is known of a destination
 
-    def let_in(self, destination: _Destination, lane: _Lane, host: str) -> None:
-        """A server of this destination, ``host``, is ready for a message."""
+    def let_in(self, destination: _Destination, lane: _Lane, host: str, quickest: float) -> None:
+        """A server of this destination, ``host``, is ready for a message; ``quickest``: seconds that an answer took."""
+        pace = destination.pace
         down = None
         first = False
         with self._lock:
@@ -406,14 +416,18 @@ class Lanes:
                 lane.is_open = True
                 destination.open += 1
                 first = destination.open == 1
-                if first and not self._is_busy():
-                    self._begin_in_earnest(destination)
+                if first:
+                    now = monotonic()
+                    pace.let_in(now, quickest)
+                    destination.seen = (destination.done, now)
+                    if pace.is_far:
+                        self._begin_in_earnest(destination)
             down, destination.down = destination.down, None
             destination.failed = None
             if down is not None:
                 self.recovered.add(down.until)
             self._staff(destination)
-        self._run.let_in(not self._is_busy())
+        self._run.let_in(pace.is_far)
         if destination.hop.kind == SMARTHOST:
             if first:
                 self._run.destinations.forget_told(destination.hop.name)
@@ -431,15 +445,6 @@ class Lanes:
             destination.limit = first
             self._staff(destination)
 
-    def _is_busy(self) -> bool:
-        now = monotonic()
-        since, used_then = self._busy_since
-        if now - since >= _BUSY_SECONDS:
-            used = process_time()
-            self._busy = (used - used_then) / (now - since) >= _BUSY
-            self._busy_since = (now, used)
-        return self._busy
-
     def turned_away(self, destination: _Destination) -> None:
         """A further lane was not let in, while others are: no more than there are, for a while."""
         with self._lock:
@@ -447,14 +452,24 @@ class Lanes:
             destination.growth = _CAUTION / destination.limit
 
     def delivered(self, destination: _Destination) -> None:
-        """A message went through: room for a part of a further lane."""
-        if destination.limit >= destination.most:
-            return
+        """A message went through: perhaps there is room for a part of a further lane."""
         with self._lock:
-            if not self._is_busy():
-                grown = destination.limit + destination.growth
+            destination.done += 1
+            if destination.limit >= destination.most:
+                return
+            self._measure()
+            more = destination.pace.more(monotonic(), destination.open, self._work)
+            if more:
+                grown = destination.limit + destination.growth * more
                 destination.limit = min(grown, float(destination.most))
                 self._staff(destination)
+
+    def _measure(self) -> None:
+        since, used_then = self._measured_from
+        if self.done - since >= _MEASURED:
+            used = process_time()
+            self._work = (used - used_then) / (self.done - since)
+            self._measured_from = (self.done, used)
 
     def put_off(self, destination: _Destination, work: _Work) -> Down | None:
         """Why this message waits without being attempted, if it does: a probe has failed since it was selected, or just now."""
@@ -592,7 +607,7 @@ class _Lane:
             destination.hop,
             run.config,
             run.resolver,
-            opened=lambda host: lanes.let_in(destination, self, host),
+            opened=lambda host, quickest: lanes.let_in(destination, self, host, quickest),
             refused=lambda verdict: lanes.refused(destination, verdict),
             trace=self._trace if run.trace is not None else None,
             while_waiting=self._make_durable,

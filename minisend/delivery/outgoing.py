@@ -59,7 +59,8 @@ class Outgoing:
             # Each LF, CR or CR LF becomes two octets.
             at = header.body
             self.wire_size += self._first.count(b"\n", at)
-            if returns := self._first.count(b"\r", at):
+            if self._first.find(b"\r", at) >= 0:
+                returns = self._first.count(b"\r", at)
                 self.wire_size += returns - 2 * self._first.count(b"\r\n", at)
         self.eight_bit = EIGHT_BIT in entry.trailer.flags or not self.header.isascii()
         self.long_line = (
@@ -75,8 +76,10 @@ class Outgoing:
 
     def octets(self) -> "Iterator[bytes]":
         """Header and body; raises as ``body``."""
-        yield self.header
-        yield from self.body()
+        pieces = self.body()
+        # A small message is one piece, for whoever works at each of them.
+        yield self.header + next(pieces, b"")
+        yield from pieces
 
 
 def _has_long_line(entry: Entry) -> bool:

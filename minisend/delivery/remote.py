@@ -166,7 +166,8 @@ class Remote:
 
     ``resolver``        shared with the others of a run
     ``one_by_one``      servers that have stumbled over PIPELINING, shared likewise
-    ``opened``          called when a session is ready for its first message, with its host (``Outcome.remote_mta``)
+    ``opened``          called when a session is ready for its first message, with its host (``Outcome.remote_mta``) and
+                        the seconds of its quickest answer
     ``refused``         called for a message that another host has put off, with what only the administrator can mend
     ``trace``           gets the lines of each dialogue, without secrets
     ``while_waiting``   called before each connection and each second that a server lets us wait: for what must not
@@ -182,7 +183,7 @@ class Remote:
         resolver: mx.Resolver,
         *,
         one_by_one: set[Target] | None = None,
-        opened: Callable[[str], None] = lambda host: None,
+        opened: Callable[[str, float], None] = lambda host, quickest: None,
         refused: Callable[[Verdict], None] = lambda verdict: None,
         trace: Callable[[str], None] | None = None,
         while_waiting: Callable[[], None] = lambda: None,
@@ -275,7 +276,7 @@ class Remote:
                 self._judge(errand, errand.waiting, error, target.remote_mta)
             else:
                 reached = True
-                self._opened(target.remote_mta)
+                self._opened(target.remote_mta, session.quickest)
                 # What is to come goes to the host that is to be asked first, whose session is kept.
                 if self._transact(
                     target, session, errand, more if self._kept is None else _nothing, left
@@ -298,10 +299,11 @@ class Remote:
         try:
             for target in mx.targets(self._hop, self._config, self._resolver):
                 try:
-                    self._kept = (target, self._open(target))
+                    session = self._open(target)
                 except SmtpError:
                     continue
-                self._opened(target.remote_mta)
+                self._kept = (target, session)
+                self._opened(target.remote_mta, session.quickest)
                 return True
         except (MinisendError, Stopped):
             pass
@@ -424,7 +426,7 @@ class Remote:
                 if isinstance(error, ConfigError):
                     remote_mta = ""
                 break
-            self._opened(target.remote_mta)
+            self._opened(target.remote_mta, session.quickest)
         for errand in dict.fromkeys(ready):
             if errand.todo:
                 self._judge(errand, errand.todo, ended, remote_mta)

@@ -44,8 +44,9 @@ _QUALIFIED = frozenset((
 ))  # fmt: skip
 
 
-# What makes an address list more than mailboxes between commas.
-_SYNTAX = b'"():;[]\\'
+_KNOWN = _REMOVED | _REQUIRED | _QUALIFIED
+# All but what makes an address list more than mailboxes between commas.
+_PLAIN = bytes(octet for octet in range(256) if octet not in b'"():;[]\\')
 
 
 def facts_for(envelope: Envelope, hostname: bytes, mail_domain: bytes) -> Facts:
@@ -78,8 +79,11 @@ def complete(header: Header, envelope: Envelope, facts: Facts) -> bytes:
     resent_at = -1  # where the first Resent- field stands, or stood
     for field in header.fields:
         name = field.name.lower()
-        if resent_at < 0 and name[:7] == b"resent-":
+        if resent_at < 0 and name.startswith(b"resent-"):
             resent_at = len(kept)
+        if name not in _KNOWN:
+            kept.append(field.raw)
+            continue
         if name in _REMOVED:
             continue
         if name in _REQUIRED:
@@ -164,9 +168,7 @@ def _from_field(envelope: Envelope, mail_domain: bytes) -> bytes:
 def _qualified(field: Field, mail_domain: bytes) -> bytes:
     """The field, ``@mail_domain`` put after each bare name in it; as it is if it does not parse."""
     value = field.value
-    if value.count(b"@") == value.count(b",") + 1 and len(value.translate(None, _SYNTAX)) == len(
-        value
-    ):
+    if value.count(b"@") == value.count(b",") + 1 and not value.lstrip(_PLAIN):
         # Nothing but plain mailboxes, each with its domain; or what does not parse.
         return field.raw
     try:

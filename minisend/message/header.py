@@ -32,6 +32,9 @@ LINE_LIMIT = 998
 
 _NAME = bytes(octet for octet in range(33, 127) if octet != ord(":"))
 
+# Looked for as numbers: for octets ``in`` first tries whether they are one, and makes an exception each time.
+_CR, _NUL = b"\r\0"
+
 # Of a header up to this size all lines are held at once.
 _PLAIN_LIMIT = 16 * 1024
 
@@ -150,28 +153,30 @@ def _split_plain(data: bytes) -> Header | None:
     limit = min(_PLAIN_LIMIT, HEADER_LIMIT)
     end = data.find(b"\n\n", 0, limit) + 1
     text, body = data[:end], end + 1
-    if not end or b"\r" in text:
+    if not end or _CR in text:
         end = data.find(b"\r\n\r\n", 0, limit) + 2
         text, body = data[:end].replace(b"\r\n", b"\n"), end + 2
-        if end < 2 or b"\r" in text:
+        if end < 2 or _CR in text:
             return None
-    if b"\0" in text:
+    if _NUL in text:
         return None
-    names: list[bytes] = []
-    starts: list[int] = []
-    at = 0
-    for line in text[:-1].split(b"\n"):
-        if not line.startswith((b" ", b"\t")):
-            name, colon, _ = line.partition(b":")
-            if not colon or not name or len(name) >= LINE_LIMIT or name.translate(None, _NAME):
+    fields: list[Field] = []
+    name = b""
+    start = at = 0
+    while at < len(text):
+        if text[at] not in b" \t":
+            if name:
+                fields.append(Field(name, text[start:at]))
+            start = at
+            colon = text.find(b":", at)
+            name = text[at:colon]
+            # Of a colon in a line further down the name would have a line end in it.
+            if colon <= at or len(name) >= LINE_LIMIT or name.lstrip(_NAME):
                 return None
-            names.append(name)
-            starts.append(at)
-        elif not names:
+        elif not name:
             return None
-        at += len(line) + 1
-    ends = [*starts[1:], at]
-    fields = [Field(name, text[a:b]) for name, a, b in zip(names, starts, ends, strict=True)]
+        at = text.find(b"\n", at) + 1
+    fields.append(Field(name, text[start:]))
     return Header(fields, body)
 
 

@@ -77,6 +77,8 @@ class Dialogue:
         self._ahead = False  # commands are sent before their turn
         self._stumbled = False
         self._ends_at = 0  # octets sent when the message after DATA is whole
+        #: The least seconds that an answer was waited for.
+        self.quickest = 0.0
 
     @property
     def extensions(self) -> Extensions:
@@ -152,17 +154,20 @@ class Dialogue:
         return answer
 
     def _wait_for_answers(self) -> None:
-        deadline = 0.0
+        began = now = monotonic()
+        patience = self._patience()
         while not self._answers:
             if self._fault is not None:
                 raise self._fault
             if self._connection.state is State.CLOSED:
                 raise blame(NetworkError("the server has ended the session"), client.MAIL)
-            deadline = deadline or monotonic() + self._patience()
             try:
-                self._received(self._stream.read(READ_SIZE, deadline - monotonic()))
+                self._received(self._stream.read(READ_SIZE, began + patience - now))
             except SmtpError as error:
                 self._lose(error, self._connection.awaited)
+            now = monotonic()
+        if now - began < self.quickest or not self.quickest:
+            self.quickest = now - began
 
     def _patience(self) -> float:
         """Seconds for the next reply."""

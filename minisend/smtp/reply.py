@@ -27,6 +27,8 @@ LINE_OCTETS = 48
 
 # What a reply can begin with.
 _CODES = {b"%d" % code: code for code in range(200, 600)}
+# ... when it is one line.
+_ONE_LINE = {b"%d " % code: code for code in range(200, 600)}
 
 
 def _enhanced(line: bytes) -> str:
@@ -140,11 +142,11 @@ class ReplyParser:
             if 0 <= end <= KEPT_OCTETS and not self._code:
                 # As nearly every reply: one line, all of it here.
                 line = bytes(self._buffer[:end])
-                code = _CODES.get(line[:3])
-                if code is not None and line[3:4] == b" ":
+                code = _ONE_LINE.get(line[:4])
+                if code is not None:
                     del self._buffer[: end + 1]
                     self._searched = 0
-                    return Reply(code, (line[4:-1] if line[-1:] == b"\r" else line[4:],))
+                    return Reply(code, (line[4:].removesuffix(b"\r"),))
             # Counted before anything is judged, so that the verdict on a long line is the same whole or in pieces.
             if self._octets + (len(self._buffer) if end < 0 else end + 1) > MAX_OCTETS:
                 raise self._fail(f"reply longer than {MAX_OCTETS} octets")

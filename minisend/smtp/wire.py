@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 END_OF_DATA = b".\r\n"
 
+_CR = 0x0D
+
 
 def crlf(chunks: "Iterable[bytes]") -> "Iterator[bytes]":
     """The message with CRLF line ends and nothing else changed but NULs, which go; a missing last line end is added."""
@@ -40,7 +42,7 @@ def _lines(chunks: "Iterable[bytes]", *, stuffed: bool) -> "Iterator[bytes]":
         belongs, after_cr = after_cr and octets.startswith(b"\n"), octets.endswith(b"\r")
         if belongs:
             octets = octets[1:]
-        if b"\r" in octets:
+        if _CR in octets:
             octets = octets.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
         if not octets:
             continue

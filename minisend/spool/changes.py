@@ -1,7 +1,7 @@
 """Changes of names that are not durable yet, and removed files that are not closed yet: what nobody needs to wait for.
 
     fsync of a directory       one for up to _GROUP_COUNT changes, at most _GROUP_SECONDS after the first of them
-    close of a removed file    which is when its file system takes it apart: up to _CLOSE_COUNT together
+    close of a removed file    which is when its file system takes it apart: together with that fsync
 
 Whoever removes a message goes on at once: a thread, which begins when there is enough to do, does both.  Where there can
 be no thread, where it falls behind, and for other changes, they are done by whoever makes the one that is too many, and
@@ -23,11 +23,9 @@ if TYPE_CHECKING:
 # Removals and moves may wait this long for their directory's fsync (DESIGN section 4, "grouped").
 _GROUP_COUNT = 100
 _GROUP_SECONDS = 1.0
-# Removals with which the thread begins an fsync, so that it is through before there are too many.
+# Removals with which the thread begins, so that it is through before there are too many.  Not with fewer: each time that it
+# is woken, whoever removes messages waits for the interpreter.
 _SOON = 50
-# Removed files with which it begins to close them, and how many may be open.
-_CLOSE_COUNT = 16
-_CLOSE_MOST = 64
 
 
 class Changes:
@@ -96,16 +94,13 @@ class Changes:
             self._order = order
 
     def close_removed(self, fd: int) -> None:
-        """Close the descriptor of a file that was removed, now or soon."""
+        """Close the descriptor of a file that was removed, now or when its directory is synced."""
         with self._lock:
-            kept = len(self._removed) < _CLOSE_MOST and not self._strict and not self._ending
+            kept = not self._strict and not self._ending
             if kept:
                 self._removed.append(fd)
-            full = len(self._removed) >= _CLOSE_COUNT and not self._call()
         if not kept:
             disk.close(fd)
-        if full:
-            self._close()
 
     def sync(self) -> None:
         """Make all changes durable.  Raises OSError, also for what the thread has met."""
@@ -162,8 +157,8 @@ class Changes:
 
     # -- the thread
 
-    def _call(self) -> bool:
-        """Have the thread look, ``_lock`` held; False when there is none and can be none."""
+    def _call(self) -> None:
+        """Have the thread look, ``_lock`` held, if there can be one."""
         if self._idle:
             self._idle = False
             self._called.release()
@@ -175,18 +170,16 @@ class Changes:
                 self._refused = True
                 self._running = False
                 self._ended.release()
-        return self._running
 
     def _work(self) -> None:
         try:
             while self._wait():
                 self._close()
-                if self._removals >= _SOON:
-                    with self.moving:
-                        try:
-                            self._sync()
-                        except OSError as exc:
-                            self._failure = exc
+                with self.moving:
+                    try:
+                        self._sync()
+                    except OSError as exc:
+                        self._failure = exc
         finally:
             self._ended.release()
 
@@ -194,7 +187,7 @@ class Changes:
         """Wait until there is enough to do; False when the thread is to end."""
         while True:
             with self._lock:
-                if len(self._removed) >= _CLOSE_COUNT or self._removals >= _SOON:
+                if self._removals >= _SOON:
                     return True
                 if self._ending:
                     return False

@@ -71,12 +71,16 @@ BARE_CR = "R"
 # before an attempt there is so much room for each recipient.
 _TEXT_LIMITS = (16, 16, 320, 32, 400, 400)
 OUTCOME_ROOM = 1300
+# Octets of a facts line beside its values: the word, four tabs, checksum and line ends.
+_FACTS_FRAME = 5 + 4 + 11
 
 # Lines of an envelope: how many each has before its recipients, the first one not counted; those that some have.
 _HEAD_KEYS = 8
 _OPTIONS = frozenset((b"from-headers", b"body", b"ret", b"envid", b"channel"))
 
 _SAFE = bytes(c for c in range(0x20, 0x100) if c not in (0x5C, 0x7F))
+# Looked for as numbers: for octets ``in`` first tries whether they are one, and makes an exception each time.
+_LF, _BACKSLASH = b"\n\\"
 
 
 class BrokenRecord(Exception):
@@ -179,7 +183,7 @@ def escape(value: bytes) -> bytes:
 
 def unescape(value: bytes) -> bytes:
     """The inverse of ``escape``; BrokenRecord on anything that ``escape`` does not write."""
-    if b"\\" not in value:
+    if _BACKSLASH not in value:
         return value
     first, *rest = value.split(b"\\")
     parts = [first]
@@ -277,7 +281,7 @@ def parse_head(head: bytes) -> tuple[Envelope, int]:
     single = {key: rest for key, _, rest in [line.partition(b" ") for line in lines]}
     if len(single) != len(lines):
         raise BrokenRecord("a line stands twice in its envelope")
-    value = unescape if b"\\" in head else bytes
+    value = unescape if _BACKSLASH in head else bytes
     try:
         envelope = Envelope(
             single[b"id"].decode("ascii"),
@@ -321,7 +325,7 @@ def _parse_options(single: dict[bytes, bytes], envelope: Envelope) -> int:
 
 def _parse_recipient(lines: bytes) -> Recipient:
     """From the octets between two ``to``."""
-    if b"\n" not in lines:
+    if _LF not in lines:
         return Recipient(unescape(lines))
     address, *others = lines.split(b"\n")
     recipient = Recipient(unescape(address))
@@ -364,6 +368,13 @@ def format_facts(facts: Facts) -> bytes:
             for value in (facts.hostname, facts.mail_domain, facts.from_field, facts.message_id)
         )
     )
+
+
+def facts_room(facts: Facts) -> int:
+    """Octets that ``format_facts`` takes at most."""
+    values = (facts.hostname, facts.mail_domain, facts.from_field, facts.message_id)
+    # An octet that is escaped takes four.
+    return 4 * sum(map(len, values)) + _FACTS_FRAME
 
 
 def format_outcomes(attempt: int, outcomes: "Iterable[Outcome]") -> bytes:
@@ -473,6 +484,8 @@ def parse_tail(octets: bytes, envelope: Envelope) -> Tail:
     if trailer is None:
         raise BrokenRecord("its message has no end mark")
     rest = octets[position:]
+    if not rest:
+        return Tail(trailer, facts, history, position, torn=False)
     bad = 0
     for line in rest.split(b"\n")[:-1]:
         if _valid(line):
@@ -482,7 +495,7 @@ def parse_tail(octets: bytes, envelope: Envelope) -> Tail:
                 raise BrokenRecord("a line after the message is damaged")
             break
         bad += len(line) + 1
-    return Tail(trailer, facts, history, position, bool(rest))
+    return Tail(trailer, facts, history, position, torn=True)
 
 
 def _parse_trailer(fields: list[bytes]) -> Trailer:

@@ -30,6 +30,7 @@ from minisend.spool.record import (
     Tail,
     Trailer,
     UnknownVersion,
+    facts_room,
     format_facts,
     format_outcomes,
     format_report,
@@ -146,7 +147,7 @@ class Entry:
         # something stands behind the last line: zeros where there is room, or the half of a line
         self._extended = False
         # the facts of a first attempt, until there is a line that they are written with
-        self._unwritten = b""
+        self._unwritten: Facts | None = None
         self.place = place
         self.envelope = envelope
         self.size = size
@@ -228,11 +229,12 @@ class Entry:
         """
         crc = crc32(first)
         last = first[offset:]
-        for piece in self._octets_from(len(first)):
-            if last:
-                yield last
-            crc = crc32(piece, crc)
-            last = piece
+        if len(first) < self.size:
+            for piece in self._octets_from(len(first)):
+                if last:
+                    yield last
+                crc = crc32(piece, crc)
+                last = piece
         if f"{crc:08x}" != self.trailer.digest:
             raise BrokenRecord("its message was changed after it was written")
         if last:
@@ -266,10 +268,15 @@ class Entry:
             self._make_room(self._reserved)
 
     def _make_room(self, recipients: int) -> None:
-        room = OUTCOME_ROOM * recipients + len(self._unwritten)
+        room = OUTCOME_ROOM * recipients
+        left = 0 if self._queue.wary else -self.tail_at % self._queue.block
+        if self._unwritten is not None:
+            # Nearly always there is room for them, however they are written.
+            most = facts_room(self._unwritten)
+            room += most if left >= room + most else len(format_facts(self._unwritten))
         before, self._reserved = self._reserved, recipients
         short, self._short = self._short, False
-        if -self.tail_at % self._queue.block >= room and not self._queue.wary:
+        if left >= room:
             return
         try:
             disk.reserve(self._fd, self.tail_at, room)
@@ -298,8 +305,7 @@ class Entry:
         To be called before ``reserve``, which finds room for them too.  A message that everybody gets at once never has
         them in its file; one that was sent to nobody, or of which a crash has left no record, gets them anew.
         """
-        self._unwritten = format_facts(facts)
-        self.facts = facts
+        self._unwritten = self.facts = facts
         return facts
 
     def record(self, outcomes: "list[Outcome]", attempt: int) -> None:
@@ -385,14 +391,15 @@ class Entry:
             self._fd = -1
 
     def _append(self, octets: bytes) -> None:
-        octets = self._unwritten + octets
+        if self._unwritten is not None:
+            octets = format_facts(self._unwritten) + octets
         try:
             disk.write_at(self._fd, octets, self.tail_at)
         except OSError:
             # The next line may be shorter than what has been written of this one.
             self._extended = True
             raise
-        self._unwritten = b""
+        self._unwritten = None
         self.tail_at += len(octets)
 
     def _give_back(self) -> None:

@@ -35,6 +35,7 @@ from minisend.delivery import lanes as module
 from minisend.delivery.attempt import Attempt, Job, Run, Summary
 from minisend.delivery.flush import Selection, flush, new_run
 from minisend.delivery.lanes import Lanes
+from minisend.delivery.pace import Pace
 from minisend.delivery.remote import Remote
 from minisend.delivery.route import NextHop
 from minisend.envelope import RELAYED
@@ -51,9 +52,10 @@ def log() -> Lines:
 
 
 @pytest.fixture(autouse=True)
-def at_leisure(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The processor is free: how many lanes there are must not depend on what else this machine does."""
-    monkeypatch.setattr(Lanes, "_is_busy", lambda self: False)
+def far_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every further lane is of use: how many there are must not depend on what else this machine does."""
+    monkeypatch.setattr(Pace, "let_in", lambda self, now, quickest: setattr(self, "is_far", True))
+    monkeypatch.setattr(Pace, "more", lambda self, now, connections, work: 1.0)
 
 
 @pytest.fixture(autouse=True)
@@ -139,6 +141,40 @@ def test_one_lane_until_a_server_let_it_in_then_five(spool: str, log: Lines) -> 
     assert summary == Summary(tried=12, delivered=12)
     assert senders(server.messages) == sent
     assert listing(spool) == {}
+
+
+def test_a_server_that_is_near_gets_more_lanes_as_they_are_of_use(
+    spool: str, log: Lines, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One to begin with; that the time is looked at is ``Pace``'s, which hears of every delivery."""
+    heard: list[tuple[int, float]] = []
+
+    def more(pace: Pace, now: float, connections: int, work: float) -> float:
+        heard.append((connections, work))
+        return 1.0 if len(heard) == 20 else 0.0
+
+    monkeypatch.setattr(Pace, "let_in", lambda self, now, quickest: None)
+    monkeypatch.setattr(Pace, "more", more)
+    monkeypatch.setattr(module, "_STUCK", _WAIT)
+    # With the processor's time of each delivery: of the last eight that were looked at.
+    clock = iter(range(100))
+    monkeypatch.setattr(module, "process_time", lambda: 8.0 * next(clock))
+    sent = put_many(spool, range(60), ANN)
+    crowd = Crowd()
+    together = threading.Barrier(2)
+
+    def answer(command: bytes) -> bytes | None:
+        if command == END_OF_DATA and 40 < len(server.messages) <= 42:
+            together.wait(_WAIT)
+        return crowd(command)
+
+    with ScriptedServer(answer) as server:
+        config = to_smarthost(spool, server.port)
+        assert flush(config, Selection(), log=log) == Summary(tried=60, delivered=60)
+    assert senders(server.messages) == sent
+    assert crowd.most == 2
+    assert heard[:20] == [(1, 0.0)] * 8 + [(1, 1.0)] * 12
+    assert len(heard) == 60
 
 
 def test_lanes_grow_to_the_limit_of_the_host(spool: str, log: Lines) -> None:

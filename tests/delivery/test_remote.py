@@ -443,9 +443,12 @@ def test_a_message_of_several_transactions_goes_on_in_further_sessions() -> None
         {b"RCPT TO:<r1@": b"450 4.2.1 later", b"RCPT TO:<r2@": [b"452 4.5.3 too many recipients"]}
     )
     keywords = (*KEYWORDS, b"LIMITS MAILMAX=1 RCPTMAX=3")
-    opened: list[int] = []
+    opened: list[bool] = []
     with ScriptedServer(answer, keywords=keywords) as server:
-        with Remotes(configuration(server.port), opened=lambda host: opened.append(1)) as sending:
+        with Remotes(
+            configuration(server.port),
+            opened=lambda host, quickest: opened.append(0 < quickest < 60),
+        ) as sending:
             verdicts = attempt(sending, HOP, b"", recipients, CONTENT)
             assert sending.unreachable is None
     assert shape(verdicts) == [
@@ -458,7 +461,7 @@ def test_a_message_of_several_transactions_goes_on_in_further_sessions() -> None
     ] == [[b"r0", b"r1", b"r2"], [b"r2", b"r3", b"r4"], [b"r5"]]
     assert {session.verbs().count(b"MAIL") for session in server.sessions} == {1}
     assert {session.verbs()[-1] for session in server.sessions} == {QUIT}
-    assert len(opened) == 3
+    assert opened == [True] * 3
 
 
 @pytest.mark.parametrize("refusal", [CLOSE, b"421 4.7.0 too many connections"])

@@ -19,6 +19,7 @@ from minisend.spool.record import (
     Trailer,
     UnknownVersion,
     escape,
+    facts_room,
     format_facts,
     format_head,
     format_line,
@@ -307,6 +308,7 @@ outcomes = st.builds(
 )
 def test_tail_round_trip(given_outcomes, facts, attempt):
     tail = _tail(format_facts(facts), format_outcomes(attempt, given_outcomes))
+    assert len(format_facts(facts)) <= facts_room(facts)
     parsed = parse_tail(tail, envelope(recipients=10))
     assert (parsed.trailer, parsed.facts, parsed.torn, parsed.length) == (
         TRAILER,
@@ -317,6 +319,14 @@ def test_tail_round_trip(given_outcomes, facts, attempt):
     assert sorted(parsed.outcomes, key=lambda pair: pair[1].recipient) == sorted(
         ((attempt, outcome) for outcome in given_outcomes), key=lambda pair: pair[1].recipient
     )
+
+
+@pytest.mark.parametrize("octet", [b"x", b"\\"])
+def test_facts_take_no_more_room_than_was_said(octet):
+    facts = Facts(*[octet * 100] * 4)
+    room = len(format_facts(Facts(b"", b"", b"", b""))) + 4 * 400
+    assert facts_room(facts) == room
+    assert (len(format_facts(facts)) == room) == (octet == b"\\")
 
 
 def test_a_requeue_in_full():

@@ -203,6 +203,7 @@ FLUSH = {
     "minisend.delivery.lanes",
     "minisend.delivery.mx",
     "minisend.delivery.outgoing",
+    "minisend.delivery.pace",
     "minisend.delivery.pickup",
     "minisend.delivery.policy",
     "minisend.delivery.rate",
