@@ -428,6 +428,8 @@ class _Run:
                 raise BrokenRecord(_GROUP_WRONG)
             if not disk.lock(fd):
                 raise _Left(_BUSY)
+            if not disk.is_at(fd, name, self._new):
+                return  # its writer had it locked until then, and has told its caller that nothing was kept
             self._take_message(name, fd, posix.fstat(fd))
         except OSError as exc:
             raise _Left(_SPOOL, exc.strerror) from exc

@@ -640,7 +640,7 @@ class _Look:
 
 
 def _refuse(stream: Stream, exc: MinisendError) -> None:
-    text = " ".join(str(exc).split())[: protocol.LINE - 100]
-    stream.send(
-        f"NO {exc.exit_code} {exc.status} {text}\n".encode("utf-8", "backslashreplace"), _ANSWER
-    )
+    text = " ".join(str(exc).split()).encode("utf-8", "backslashreplace")
+    # So many octets, not letters: an answer that is longer than a line is none, and the message would go another way.
+    fits = text[: protocol.LINE - 100].decode("utf-8", "ignore").encode("utf-8")
+    stream.send(b"NO %d %b %b\n" % (exc.exit_code, exc.status.encode("ascii"), fits), _ANSWER)

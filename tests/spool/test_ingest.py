@@ -248,6 +248,24 @@ def test_the_lock_is_of_the_name(system):
     assert len(system.leaf("new")) == 1
 
 
+def test_what_its_writer_takes_back_is_not_taken(system):
+    """The fsync of a writer fails, who takes the name away, lets go of the file, and tells its caller that nothing was kept."""
+
+    def taken_back():
+        real = disk.lock
+
+        def lock(fd):
+            if os.readlink(f"/proc/self/fd/{fd}") == f"{system.drop}/new/{ID.hex()}":
+                os.unlink(f"{system.drop}/new/{ID.hex()}")
+            return real(fd)
+
+        disk.lock = lock
+
+    system.put(ANN, ID)
+    assert told(system.ingest(then=taken_back)) == nothing()
+    assert (system.queued(), system.leaf("new")) == ([], [])
+
+
 # -- what is no message
 
 

@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minisend.envelope import Recipient
-from minisend.errors import DataError
+from minisend.envelope import Envelope, Recipient
+from minisend.errors import DataError, PermissionDenied
 from minisend.spool import client, protocol, service
 from minisend.spool.limits import Usage
 from minisend.spool.protocol import frame
@@ -197,6 +197,22 @@ def test_one_listing_at_a_time_of_each_account(served, monkeypatch):
         assert first.recv(100) == end
     served.ended()
     assert served.say(b"LIST\n") == GREETING + b"OK\n" + end
+
+
+def test_a_refusal_in_any_letters_is_a_refusal(queue):
+    """Longer than a line it would be no answer, and a client without one goes to the drop with what it may not send."""
+
+    def permit(envelope: Envelope, first: bytes, complete: bool) -> None:
+        raise PermissionDenied("\N{PILE OF POO}" * 2000)
+
+    served = Served(queue, settings={"permit": permit})
+    with path_to(served) as path, pytest.raises(client.Refused) as caught:
+        client.submit(path, ID, said(), [MESSAGE])
+    assert caught.value.exit_code == 77
+    assert set(str(caught.value)) == {"\N{PILE OF POO}"}
+    served.ended()
+    assert len(served.say(REQUEST + ENVELOPE + END)) <= len(GREETING) + protocol.LINE
+    assert served.queued() == {}
 
 
 NOT_A_REQUEST = b"NO 65 5.6.0 not a request\n"
