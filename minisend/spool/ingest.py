@@ -47,6 +47,7 @@ from minisend.spool.enqueue import (
     new_queue_id,
     take_abandoned,
 )
+from minisend.spool.known import Known, Moving
 from minisend.spool.limits import Usage
 from minisend.spool.place import is_own_drop, open_leaf, state
 from minisend.spool.record import (
@@ -58,13 +59,13 @@ from minisend.spool.record import (
     parse_head,
     parse_tail,
 )
-from minisend.spool.store import Place, Queue
+from minisend.spool.store import Queue
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from minisend.spool.service import Accounts
+    from minisend.spool.quota import Quotas
 
 # Files opened in one run; of one user when there are more.
 _LOOKED_AT = 10_000
@@ -79,8 +80,6 @@ _PIECE = 256 * 1024
 # Of what may stand behind a message: the end mark has less.
 _TAIL = 4096
 _STATE_LIMIT = 1024 * 1024
-# A directory's time has the grain of the kernel's clock; within this it may have changed and show the same (nanoseconds).
-_GRAIN = 100_000_000
 
 _TYPE = 0o170000
 _REGULAR = 0o100000
@@ -168,7 +167,7 @@ class Ingest:
         drop: str,
         *,
         limit: int,
-        usage: "Usage | Accounts | None" = None,
+        usage: "Usage | Quotas | None" = None,
         keep_rates: bool = False,
         floor: Floor | None = None,
         clock: "Callable[[], float]" = time.time,
@@ -221,18 +220,6 @@ class Ingest:
         return None
 
 
-def count(queue: Queue, usage: Usage) -> None:
-    """Add what waits in the queue; opens every message."""
-    for place in queue.places("new", "cur", "hold"):
-        try:
-            entry = queue.read(place)
-        except (BrokenRecord, UnknownVersion, OSError):
-            continue
-        if entry is not None:
-            with entry:
-                usage.add(entry.envelope.uid, entry.size)
-
-
 class _Run:
     """One run, under the lock."""
 
@@ -249,7 +236,7 @@ class _Run:
         self._floor = None if same else ingest._floor
         self._limit = ingest._limit
         self._usage = ingest._usage
-        self._waiting = _Waiting(queue)
+        self._known = Known(queue)
         # old tombstones, but for those of which a second copy is still here
         self._buried: set[str] = set()
         # queue ids of messages whose originals are unlinked, which is not durable yet
@@ -428,8 +415,6 @@ class _Run:
                 raise BrokenRecord(_GROUP_WRONG)
             if not disk.lock(fd):
                 raise _Left(_BUSY)
-            if not disk.is_at(fd, name, self._new):
-                return  # its writer had it locked until then, and has told its caller that nothing was kept
             self._take_message(name, fd, posix.fstat(fd))
         except OSError as exc:
             raise _Left(_SPOOL, exc.strerror) from exc
@@ -452,6 +437,8 @@ class _Run:
             raise BrokenRecord("it has not the length it says")
         if self._limit and size > self._limit:
             raise _Left(_LARGE)
+        if not disk.is_at(fd, name, self._new):
+            return  # its writer had it locked until then, and has told its caller that nothing was kept
         uid = status.st_uid
         envelope = admit(
             said,
@@ -532,7 +519,10 @@ class _Run:
         if trailer.head_crc != crc_of_head:
             raise BrokenRecord("its envelope was changed after it was written")
         # Now that nobody else can bring it in: see enqueue.
-        known = self._waiting.find(queue_id)
+        try:
+            known = self._known.find(queue_id)
+        except Moving as exc:
+            raise _Left(_CHANGED) from exc
         if known is not None:
             if known == (size, trailer.digest):
                 raise _Duplicate
@@ -571,57 +561,3 @@ class _Run:
         for queue_id in self._unlinked:
             acknowledge(self._queue.fd, queue_id)
         self._unlinked.clear()
-
-
-class _Waiting:
-    """What the queue has, or had, of a queue id; without a listing of ``cur`` for each."""
-
-    def __init__(self, queue: Queue) -> None:
-        self._queue = queue
-        self._listed: dict[str, str] = {}
-        # the time of the directory for which that holds
-        self._of = -1
-
-    def find(self, queue_id: str) -> tuple[int, str] | None:
-        """Octets and digest of this message; (-1, "") when it is there and cannot be read."""
-        queue = self._queue
-        for _ in range(5):
-            # In the direction in which messages move, and once more where an administrator moves them to.
-            place = queue.find(queue_id, "new")
-            if place is None:
-                name = self._names().get(queue_id)
-                place = Place("cur", name) if name else None
-            place = place or queue.find(queue_id, "hold", "failed")
-            if place is None:
-                gone = tombstone.find(queue.fd, queue_id)
-                if gone is not None or queue.find(queue_id, "new") is None:
-                    return gone
-                continue
-            try:
-                entry = queue.read(place)
-            except (BrokenRecord, UnknownVersion, OSError):
-                return -1, ""
-            if entry is not None:
-                with entry:
-                    return entry.trailer.octets, entry.trailer.digest
-            self._of = -1
-        raise _Left(_CHANGED)
-
-    def _names(self) -> dict[str, str]:
-        """Queue id → name in ``cur``."""
-        cur = self._queue.directory("cur")
-        if posix.fstat(cur).st_mtime_ns != self._of:
-            self._of = -1
-            self._listed = {}
-            # A name that was given another time while it was listed may have been missed: not twice.
-            for _ in range(2):
-                began = time.time_ns()
-                before = posix.fstat(cur).st_mtime_ns
-                self._listed.update(
-                    (place.queue_id, place.name) for place in self._queue.places("cur")
-                )
-                if posix.fstat(cur).st_mtime_ns == before:
-                    if before < began - _GRAIN:
-                        self._of = before
-                    break
-        return self._listed

@@ -15,7 +15,7 @@ first, and so many octets:
     E    the envelope: the head of a queue file
     M    a piece of the message, at most ``PIECE`` octets
     Z    its end: "<octets> <CRC-32>", decimal and eight hexadecimal digits, of all M together
-    L    in the answer to LIST, behind its OK: a message, see ``spool.service``; the last frame is an empty Z
+    L    in the answer to LIST, behind its OK: a message, see ``spool.own_mail``; the last frame is an empty Z
 
 The end of the stream before Z is a client that was killed: nothing is kept.  The submission id is 128 random bits
 in hexadecimal, which the client makes once and keeps to itself: the queue id is made from it, and a second copy of

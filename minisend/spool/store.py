@@ -53,7 +53,9 @@ _SMALL = 64 * 1024
 # Where a message moves to is made durable before where it moved from: a power cut between the two leaves two names, not
 # none.  On its way messages go from the right to the left, and back when an administrator lets one go on.
 _FORTH = ("failed", "hold", "cur", "new")
-_BACK = ("new", "cur", "hold", "failed")
+_BACK = _FORTH[::-1]
+#: Where a message may lie, in the order of its way.
+MESSAGE_STATES = _BACK
 # A file in tmp is some process's message while it is being received; after this long it is a crash's.
 _TMP_AGE = 36 * 3600
 # Seconds since the epoch have ten digits until 2286, eleven until 5138.

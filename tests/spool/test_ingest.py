@@ -13,7 +13,9 @@ from minisend.errors import SpoolError
 from minisend.spool import disk, ingest, place, tombstone
 from minisend.spool.account import account
 from minisend.spool.enqueue import Floor, acknowledge, enqueue, new_queue_id
+from minisend.spool.known import Known
 from minisend.spool.limits import Usage
+from minisend.spool.quota import count
 from minisend.spool.record import format_line, format_report
 from minisend.spool.store import Queue
 from spool.seam import STOPPED, Seam, fail_at, in_child, stop_after
@@ -462,7 +464,7 @@ def test_what_waits_is_counted(system):
 
     def counted():
         with Queue(system.spool) as queue:
-            ingest.count(queue, kept)
+            count(queue, kept)
         return kept.admit(ANN, 1)
 
     assert "would have 31 octets" in system.as_user(OURS, counted)
@@ -693,7 +695,7 @@ def test_a_tombstone_is_the_last_that_is_looked_at(system):
     system.put(ANN, ID)
 
     def removed_after_the_listing():
-        real = ingest._Waiting._names
+        real = Known._names
 
         def names(self):
             found = real(self)
@@ -703,7 +705,7 @@ def test_a_tombstone_is_the_last_that_is_looked_at(system):
                         entry.remove()
             return found
 
-        ingest._Waiting._names = names
+        Known._names = names
         find = Queue.find
         Queue.find = lambda self, queue_id, *states: (
             None if states == ("new",) else find(self, queue_id, *states)

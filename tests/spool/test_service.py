@@ -12,7 +12,7 @@ import pytest
 from minisend.envelope import DELAYED, DROP, SOCKET, Envelope, Outcome, Recipient
 from minisend.errors import PermissionDenied
 from minisend.log import line
-from minisend.spool import disk, drop, ingest, service
+from minisend.spool import disk, drop, ingest, own_mail, quota, service
 from minisend.spool.enqueue import enqueue
 from minisend.spool.place import LEAF_MODE
 from minisend.spool.protocol import frame
@@ -64,7 +64,8 @@ def poked(monkeypatch):
 def clock(monkeypatch):
     """The service's time; ``monotonic`` is what the test makes it."""
     stopped = SimpleNamespace(time=lambda: NOW, monotonic=lambda: stopped.now, now=1000.0)
-    monkeypatch.setattr(service, "time", stopped)
+    for module in (service, quota, own_mail):
+        monkeypatch.setattr(module, "time", stopped)
     return stopped
 
 
@@ -359,7 +360,7 @@ def pick_up(served, leaves):
     found = ingest.Ingest(
         *(served.queue.spool, leaves),
         limit=LIMIT,
-        usage=served.service.accounts,
+        usage=served.service.quotas,
         keep_rates=True,
         clock=lambda: NOW,
     ).run()

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from minisend.envelope import Envelope, Recipient
 from minisend.errors import DataError, PermissionDenied
-from minisend.spool import client, protocol, service
+from minisend.spool import client, connections, protocol, quota, service
 from minisend.spool.limits import Usage
 from minisend.spool.protocol import frame
 from minisend.spool.record import SUBMITTED_HEAD_LIMIT, format_head
@@ -163,19 +163,19 @@ def test_who_is_over_a_limit_does_not_have_the_queue_counted_all_the_time(queue,
         counts.append(clock[0])
         clock[0] += 10
 
-    monkeypatch.setattr(service, "count", count)
-    monkeypatch.setattr(service.time, "monotonic", lambda: clock[0])
-    accounts = service.Accounts(queue, Usage(messages=0, octets=0, rate=1, clock=lambda: clock[0]))
-    assert accounts.admit(1, 1) is None
+    monkeypatch.setattr(quota, "count", count)
+    monkeypatch.setattr(quota.time, "monotonic", lambda: clock[0])
+    quotas = quota.Quotas(queue, Usage(messages=0, octets=0, rate=1, clock=lambda: clock[0]))
+    assert quotas.admit(1, 1) is None
     for _ in range(40):
-        assert accounts.admit(1, 1) is not None
+        assert quotas.admit(1, 1) is not None
         clock[0] += 6
     assert counts == [1000.0, 1214.0]
 
 
 def test_one_listing_at_a_time_of_each_account(served, monkeypatch):
     """Each holds the names of the whole queue and opens every message; an account may have 50 connections."""
-    monkeypatch.setattr(service, "_BUSY", 0.2)
+    monkeypatch.setattr(connections, "_TURN", 0.2)
     listing, go_on = threading.Event(), threading.Event()
     places = served.queue.places
 
@@ -325,7 +325,7 @@ def test_who_has_gone_before_it_was_its_turn(served):
         ours, theirs = socket.socketpair()
         ours.close()
         served.service.take(theirs)
-        assert served.service._open == {}
+        assert served.service._connections._open == {}
         assert theirs.fileno() == -1
     assert served.log.lines == []
 
@@ -534,7 +534,7 @@ def deliver(served: Served) -> None:
 
 
 def test_of_one_account_so_many(served, monkeypatch):
-    monkeypatch.setattr(service, "MOST_OF_ONE", 3)
+    monkeypatch.setattr(connections, "MOST_OF_ONE", 3)
     uid = [1000]
     monkeypatch.setattr(service, "_peer", lambda connection: uid[0])
     held = [served.connect() for _ in range(3)]
@@ -546,7 +546,7 @@ def test_of_one_account_so_many(served, monkeypatch):
     assert served_say(served, WHOLE + b"ACK\n") == GREETING + OK
     uid[0] = 1000
     held.pop().close()
-    until(lambda: served.service._open.get(1000) == 2)
+    until(lambda: served.service._connections._open.get(1000) == 2)
     assert served_say(served, STATUS) == GREETING + b"OK " + OK[3:]
     for each in held:
         each.close()
@@ -554,7 +554,7 @@ def test_of_one_account_so_many(served, monkeypatch):
 
 
 def test_of_all_accounts_so_many(served, monkeypatch):
-    monkeypatch.setattr(service, "MOST", 4)
+    monkeypatch.setattr(connections, "MOST", 4)
     numbers = iter(range(1000, 2000))
     monkeypatch.setattr(service, "_peer", lambda connection: next(numbers))
     held = [served.connect() for _ in range(4)]
@@ -567,7 +567,7 @@ def test_of_all_accounts_so_many(served, monkeypatch):
 
 
 def test_a_client_that_is_told_busy_has_handed_nothing_over(served, monkeypatch):
-    monkeypatch.setattr(service, "MOST", 0)
+    monkeypatch.setattr(connections, "MOST", 0)
     with path_to(served) as path, pytest.raises(client.NotServed, match=r"^the service is busy$"):
         client.submit(path, ID, said(), [MESSAGE])
     served.ended()
@@ -575,7 +575,7 @@ def test_a_client_that_is_told_busy_has_handed_nothing_over(served, monkeypatch)
 
 
 def test_of_one_account_one_large_envelope_at_a_time(served, monkeypatch):
-    monkeypatch.setattr(service, "_BUSY", 0.2)
+    monkeypatch.setattr(connections, "_TURN", 0.2)
     wide = said()
     wide.recipients = [Recipient(b"%d@example.net" % n) for n in range(5000)]
 
@@ -585,12 +585,16 @@ def test_of_one_account_one_large_envelope_at_a_time(served, monkeypatch):
     end = frame(b"Z", b"0 00000000")
     with served.greeted() as first:
         first.sendall(begun(b"1"))
-        until(lambda: any(each.large.locked() for each in served.service._turns.values()))
+        until(
+            lambda: any(
+                each._large.locked() for each in served.service._connections._turns.values()
+            )
+        )
         refusal = b"NO 75 4.3.0 another message of so many recipients is under way: try again\n"
         assert served_say(served, begun(b"2") + end) == GREETING + refusal
         # Others of the account go on beside it.
         assert served_say(served, WHOLE + b"ACK\n") == GREETING + OK
-        monkeypatch.setattr(service, "_BUSY", DEADLINE)
+        monkeypatch.setattr(connections, "_TURN", DEADLINE)
         with served.greeted() as second:
             second.sendall(begun(b"3"))
             first.sendall(end)
@@ -598,7 +602,7 @@ def test_of_one_account_one_large_envelope_at_a_time(served, monkeypatch):
             second.sendall(end)
             assert read_line(second).startswith(b"OK ")
     served.ended()
-    assert served.service._turns == {}
+    assert served.service._connections._turns == {}
     assert len(served.queued()["new"]) == 3
 
 
