@@ -25,6 +25,7 @@ from minisend.spool.protocol import (
     LONGEST_LISTED,
     MESSAGE,
     MOST_RECIPIENTS,
+    PATIENCE,
     PIECE,
     Broken,
     Stream,
@@ -38,8 +39,8 @@ if TYPE_CHECKING:
 
 # Seconds.  The service may have to be started first; then it answers at once, but for the disk.
 _GREETING = 10.0
-_WRITE = 300.0
-_ANSWER = 600.0
+_WRITE = PATIENCE
+_ANSWER = 2 * PATIENCE
 # Sysexits that a refusal may have; all else is "try again".
 _CODES = range(64, 79)
 

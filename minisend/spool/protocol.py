@@ -39,6 +39,9 @@ LISTED = b"L"
 #: Octets of a line, and of a piece of a message; of an envelope see ``record.SUBMITTED_HEAD_LIMIT``.
 LINE = 1000
 PIECE = 64 * 1024
+#: Seconds from the greeting in which no client of ours goes another way.  A service that has not taken the envelope in hand by
+#: then, having been frozen, must not do it any more.
+PATIENCE = 300.0
 #: Of the frame Z: both numbers of any message there could be.
 LONGEST_END = 40
 #: Recipients of a message: more of them than fit with addresses that anybody has, fewer than would fill the memory.

@@ -116,16 +116,18 @@ class _UnderWay:
 class _Client:
     """Who is served on a connection.
 
-    ``uid``    the kernel's word
-    ``turns``  of its account
+    ``uid``      the kernel's word
+    ``turns``    of its account
+    ``greeted``  when, or just before, on a clock that goes on while this process is stopped
     """
 
-    __slots__ = ("stream", "turns", "uid")
+    __slots__ = ("greeted", "stream", "turns", "uid")
 
     def __init__(self, stream: Stream, uid: int, turns: Turns) -> None:
         self.stream = stream
         self.uid = uid
         self.turns = turns
+        self.greeted = time.monotonic()
 
 
 class Service:
@@ -155,9 +157,9 @@ class Service:
                 connection.close()
                 return
             try:
+                client = _Client(Stream(connection), uid, self._connections.turns(uid))
                 # Here, so that the client goes on while its thread begins.
                 connection.send(protocol.GREETING + b"\n")
-                client = _Client(Stream(connection), uid, self._connections.turns(uid))
                 threading.Thread(target=self._serve, args=(client,), daemon=True).start()
             except (OSError, RuntimeError):
                 self._connections.leave(uid)
@@ -271,7 +273,7 @@ class Service:
             enqueue(
                 self._queue.fd,
                 envelope,
-                self._message(client.stream, envelope, ours, counted),
+                self._message(client, envelope, ours, counted),
                 settings.limit,
                 settings.floor,
                 size,
@@ -286,16 +288,20 @@ class Service:
         return envelope
 
     def _message(
-        self, stream: Stream, envelope: Envelope, ours: _UnderWay, counted: Admission
+        self, client: _Client, envelope: Envelope, ours: _UnderWay, counted: Admission
     ) -> Iterator[bytes]:
         """The message as its pieces come.  When this ends, it is whole, it may be sent, and nobody has given it up."""
+        # By now ``enqueue`` has made its file in tmp, which keeps ingest from a copy.  Later than this the copy may have come
+        # and gone.  No answer: a client that is still there asks, and sends it another way.
+        if time.monotonic() - client.greeted > protocol.PATIENCE:
+            raise Broken("its client may have gone another way")
         settings = self._settings
         limits = {protocol.MESSAGE: protocol.PIECE, protocol.END: protocol.LONGEST_END}
         octets = crc = 0
         first = bytearray()
         while True:
             try:
-                kind, piece = stream.frame(_NEXT_FRAME, limits)
+                kind, piece = client.stream.frame(_NEXT_FRAME, limits)
             except TimeoutError as exc:
                 raise SpoolError(f"nothing came from the client for {_NEXT_FRAME:g} s") from exc
             except OSError as exc:

@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 
 from minisend.envelope import Envelope, Recipient
 from minisend.errors import DataError, PermissionDenied
-from minisend.spool import client, connections, protocol, quota, service
+from minisend.spool import client, connections, drop, ingest, protocol, quota, service
 from minisend.spool.limits import Usage
 from minisend.spool.protocol import frame
 from minisend.spool.record import SUBMITTED_HEAD_LIMIT, format_head
@@ -40,6 +41,7 @@ from spool.served import (
     said,
     until,
 )
+from spool.system import OURS
 
 
 @pytest.fixture
@@ -419,6 +421,35 @@ def test_who_never_reads(served, monkeypatch):
     with served.greeted() as connection:
         connection.sendall(b"LIST\n")
         served.ended()
+
+
+@pytest.mark.parametrize("late", [False, True], ids=["in time", "late"])
+def test_a_service_that_was_frozen_brings_nothing_in_a_second_time(system, late):
+    """Its client went to the drop meanwhile, and the message has come from there, been delivered, and left no trace."""
+    clock = [1000.0]
+
+    def frozen() -> None:
+        service.time = SimpleNamespace(monotonic=lambda: clock[0], time=time.time)
+        with RecordingQueue(system.spool) as queue:
+            served = Served(queue)
+            with served.greeted() as connection:
+                if late:
+                    drop.put(system.drop, ID, said(), [MESSAGE], LIMIT, owner=OURS)
+                    came = ingest.Ingest(system.spool, system.drop, limit=LIMIT).run().ingested
+                    assert came == [(QUEUE_ID, OURS, len(MESSAGE))]
+                    deliver(served)
+                clock[0] += protocol.PATIENCE + (0.1 if late else -0.1)
+                connection.sendall(WHOLE)
+                # No answer: a client that still waits asks, hears "no", and goes another way.
+                assert read_line(connection) == (b"" if late else OK)
+            served.ended()
+            assert served.queued() == ({} if late else {"new": [QUEUE_ID]})
+
+    system.as_user(OURS, frozen)
+
+
+def test_no_client_goes_another_way_before_a_service_expects_it():
+    assert min(client._WRITE, client._ANSWER) >= protocol.PATIENCE
 
 
 # -- the same submission more than once
