@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 from minisend.errors import SpoolError
 
-#: Connections at a time: in all, and of one uid other than root.
+#: Connections at a time: in all, and of one uid other than root; fewer when there is not so much room left.
 MOST = 250
 MOST_OF_ONE = 50
 
@@ -72,8 +72,9 @@ class Connections:
     def enter(self, uid: int) -> bool:
         """One more of this account; False when it may have no more."""
         with self._lock:
-            mine, every = self._open.get(uid, 0), sum(self._open.values())
-            if every >= MOST or (mine >= MOST_OF_ONE and uid != 0):
+            mine, left = self._open.get(uid, 0), MOST - sum(self._open.values())
+            # No more than are left for all others: a handful of accounts must not have every connection there is.
+            if left <= 0 or (uid != 0 and mine >= min(MOST_OF_ONE, left)):
                 return False
             self._open[uid] = mine + 1
             self._turns.setdefault(uid, Turns())

@@ -131,6 +131,7 @@ def test_the_limits():
         f"{2 * ID_OCTETS} hexadecimal digits in small letters: {8 * ID_OCTETS} bits",
         f"the whole message, at most {handover._KEPT_OCTETS} octets,",
         f"up to {connections.MOST_OF_ONE} connections open",
+        f"goes no other way within {protocol.PATIENCE:g} seconds.",
         f"User ids from {own_mail._DYNAMIC[0]} to {own_mail._DYNAMIC[-1]},",
         f"and {own_mail.OVERFLOW_UID} are another's tomorrow",
     ],
