@@ -17,9 +17,10 @@ choose and may change at any moment; whose a file is, its owner could have made 
                                                             version, larger than allowed
                             no message                      left, and removed ``_AGE`` after its last change
 
-Once only: the queue id is made from the name.  A copy is known by a message in the queue, in any state, or by a tombstone,
-of the same id, octets and digest; one that differs is left.  No tombstone goes while a file of its id is here.  The copy in the queue leaves a tombstone should it go before
-the removal of the original is durable.  A socket service with the same submission in hand holds ``queue/tmp/<queue id>``.
+Once only: the queue id is made from the name.  A copy is known (``spool.known``) by a message of the same id, octets and digest
+that is in the queue or was; one that differs is left.  No tombstone goes while a file of its id is here.  The copy in the queue
+leaves a tombstone should it go before the removal of the original is durable.  A socket service with the same submission in hand
+holds ``queue/tmp/<queue id>``.
 
 One process at a time: ``<spool>/state/ingest.lock``, which also remembers what was warned about.
 
@@ -36,7 +37,7 @@ from binascii import crc32
 
 from minisend.envelope import DROP, Envelope
 from minisend.errors import DataError, MessageTooBig, SpoolError, UsageError
-from minisend.spool import disk, tombstone
+from minisend.spool import disk, known, tombstone
 from minisend.spool.account import account
 from minisend.spool.admission import admit
 from minisend.spool.enqueue import (
@@ -45,9 +46,7 @@ from minisend.spool.enqueue import (
     acknowledge,
     enqueue,
     new_queue_id,
-    take_abandoned,
 )
-from minisend.spool.known import Known, Moving
 from minisend.spool.limits import Usage
 from minisend.spool.place import is_own_drop, open_leaf, state
 from minisend.spool.record import (
@@ -92,6 +91,7 @@ _VERSION = "its format is of another version"
 _LARGE = "larger than [spool] max_message_size"
 _BUSY = "its writer has it in hand"
 _CHANGED = "it changed while it was read"
+_IN_HAND = "its like in the queue is in hand"
 _DIFFERENT = "the queue had another message of this id"
 _SPOOL = "the queue cannot take it"
 _NO_NAME = "its name is none of a message"
@@ -147,7 +147,7 @@ class Result:
     @property
     def is_in_hand(self) -> bool:
         """Whether there was something that its writer, or another process, may let go in a moment."""
-        return self.busy or not self.left.keys().isdisjoint((_BUSY, _CHANGED))
+        return self.busy or not self.left.keys().isdisjoint((_BUSY, _CHANGED, _IN_HAND))
 
 
 class Ingest:
@@ -236,7 +236,6 @@ class _Run:
         self._floor = None if same else ingest._floor
         self._limit = ingest._limit
         self._usage = ingest._usage
-        self._known = Known(queue)
         # old tombstones, but for those of which a second copy is still here
         self._buried: set[str] = set()
         # queue ids of messages whose originals are unlinked, which is not durable yet
@@ -455,19 +454,6 @@ class _Run:
             message = self._message(
                 fd, octets[length:], size, status, said, head_crc(head), envelope.queue_id
             )
-            self._enqueue(envelope, message, size)
-            taken = True
-            self._result.ingested.append((envelope.queue_id, uid, size))
-        except _Duplicate:
-            self._result.duplicates.append(envelope.queue_id)
-        finally:
-            if self._usage is not None and not taken:
-                self._usage.undo(uid, size)
-        self._remove(name, fd, envelope.queue_id)
-
-    def _enqueue(self, envelope: Envelope, message: "Iterator[bytes]", size: int) -> None:
-        held = take_abandoned(self._queue.fd, envelope.queue_id)
-        try:
             enqueue(
                 self._queue.fd,
                 envelope,
@@ -477,9 +463,14 @@ class _Run:
                 size,
                 acknowledged=False,
             )
+            taken = True
+            self._result.ingested.append((envelope.queue_id, uid, size))
+        except _Duplicate:
+            self._result.duplicates.append(envelope.queue_id)
         finally:
-            if held >= 0:
-                disk.close(held)
+            if self._usage is not None and not taken:
+                self._usage.undo(uid, size)
+        self._remove(name, fd, envelope.queue_id)
 
     def _message(
         self,
@@ -520,11 +511,11 @@ class _Run:
             raise BrokenRecord("its envelope was changed after it was written")
         # Now that nobody else can bring it in: see enqueue.
         try:
-            known = self._known.find(queue_id)
-        except Moving as exc:
-            raise _Left(_CHANGED) from exc
-        if known is not None:
-            if known == (size, trailer.digest):
+            there = known.find(self._queue, queue_id)
+        except known.InHand as exc:
+            raise _Left(_IN_HAND) from exc
+        if there is not None:
+            if there == (size, trailer.digest):
                 raise _Duplicate
             raise _Left(_DIFFERENT)
 

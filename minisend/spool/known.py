@@ -1,75 +1,71 @@
 """What the queue has, or had, under a queue id: how a second copy of a message is known for one.
 
-The queue id is made from the submission id, so a message that comes by two ways comes under one.  It is known by its file, in
-any state, or by what that has left behind (``spool.tombstone``).
+The queue id is made from the submission id, so a message that comes by two ways comes under one.
 
-Never changes anything.
+    in new, hold, failed    there is a file of that name
+    in cur, or gone         it has a tombstone (``spool.tombstone``), unless it was acknowledged: then there is no second copy
+
+So no listing is needed: with 100,000 messages in ``cur`` one would take a tenth of a second of each submission.
+
+Never changes anything, but makes durable what it calls known: whoever hears of it sends the message no other way.
 """
 
-import posix
-import time
-
-from minisend.spool import tombstone
+from minisend.spool import disk, tombstone
 from minisend.spool.record import BrokenRecord, UnknownVersion
 from minisend.spool.store import Place, Queue
 
-# A directory's time has the grain of the kernel's clock; within this it may have changed and show the same (nanoseconds).
-_GRAIN = 100_000_000
+_NAMED = ("new", "hold", "failed")
 
 
-class Moving(Exception):
-    """It is being moved over and over: nothing can be said at this moment."""
+class InHand(Exception):
+    """Somebody has it in hand: nothing can be said at this moment."""
 
 
-class Known:
-    """What a queue has, or had; without a listing of ``cur`` for each id, as long as nothing changes there."""
+def is_known(queue: Queue, queue_id: str) -> bool:
+    """Whether there is such a message, or was.  Raises OSError, SpoolError."""
+    found = _look(queue, queue_id)
+    if isinstance(found, Place):
+        _make_durable(queue, found)
+    return found is not None
 
-    def __init__(self, queue: Queue) -> None:
-        self._queue = queue
-        self._listed: dict[str, str] = {}
-        # the time of the directory for which that holds
-        self._of = -1
 
-    def find(self, queue_id: str) -> tuple[int, str] | None:
-        """Octets and digest of this message; (-1, "") when it is there and cannot be read."""
-        queue = self._queue
-        for _ in range(5):
-            # In the direction in which messages move, and once more where an administrator moves them to.
-            place = queue.find(queue_id, "new")
-            if place is None:
-                name = self._names().get(queue_id)
-                place = Place("cur", name) if name else None
-            place = place or queue.find(queue_id, "hold", "failed")
-            if place is None:
-                gone = tombstone.find(queue.fd, queue_id)
-                if gone is not None or queue.find(queue_id, "new") is None:
-                    return gone
-                continue
-            try:
-                entry = queue.read(place)
-            except (BrokenRecord, UnknownVersion, OSError):
-                return -1, ""
-            if entry is not None:
-                with entry:
-                    return entry.trailer.octets, entry.trailer.digest
-            self._of = -1
-        raise Moving
+def find(queue: Queue, queue_id: str) -> tuple[int, str] | None:
+    """Octets and digest of this message; (-1, "") when it cannot be read.  Raises InHand, OSError, SpoolError.
 
-    def _names(self) -> dict[str, str]:
-        """Queue id → name in ``cur``."""
-        cur = self._queue.directory("cur")
-        if posix.fstat(cur).st_mtime_ns != self._of:
-            self._of = -1
-            self._listed = {}
-            # A name that was given another time while it was listed may have been missed: not twice.
-            for _ in range(2):
-                began = time.time_ns()
-                before = posix.fstat(cur).st_mtime_ns
-                self._listed.update(
-                    (place.queue_id, place.name) for place in self._queue.places("cur")
-                )
-                if posix.fstat(cur).st_mtime_ns == before:
-                    if before < began - _GRAIN:
-                        self._of = before
-                    break
-        return self._listed
+    Not for who has it in hand: who is just bringing it in might take it away again.
+    """
+    found = _look(queue, queue_id)
+    if not isinstance(found, Place):
+        return found
+    try:
+        fd = disk.open_reading(found.name, queue.directory(found.state))
+    except FileNotFoundError as exc:
+        raise InHand from exc
+    try:
+        if not (disk.lock(fd) and disk.is_at(fd, found.name, queue.directory(found.state))):
+            raise InHand
+    finally:
+        disk.close(fd)
+    _make_durable(queue, found)
+    try:
+        entry = queue.read(found)
+    except (BrokenRecord, UnknownVersion):
+        return -1, ""
+    if entry is None:
+        raise InHand
+    with entry:
+        return entry.trailer.octets, entry.trailer.digest
+
+
+def _look(queue: Queue, queue_id: str) -> "Place | tuple[int, str] | None":
+    """In the direction in which messages move, and once more where an administrator moves them to."""
+    return (
+        queue.find(queue_id, *_NAMED)
+        or tombstone.find(queue.fd, queue_id)
+        or queue.find(queue_id, "new")
+    )
+
+
+def _make_durable(queue: Queue, place: Place) -> None:
+    """Who gave it this name may have been killed before the fsync."""
+    disk.fsync(queue.directory(place.state))

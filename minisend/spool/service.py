@@ -16,7 +16,6 @@ Never: no network, no credentials, no delivery, no configuration beyond what it 
 Source: DESIGN section 3; unix(7).
 """
 
-import posix
 import select
 import socket
 import struct
@@ -34,7 +33,7 @@ from minisend.errors import (
     SpoolError,
 )
 from minisend.log import Log, line
-from minisend.spool import protocol, tombstone
+from minisend.spool import protocol
 from minisend.spool.account import Account, account
 from minisend.spool.admission import admit
 from minisend.spool.connections import Connections, Turns
@@ -44,8 +43,8 @@ from minisend.spool.enqueue import (
     acknowledge,
     enqueue,
     new_queue_id,
-    take_abandoned,
 )
+from minisend.spool.known import is_known
 from minisend.spool.limits import Usage
 from minisend.spool.own_mail import OwnMail, Reasons
 from minisend.spool.protocol import Broken, Stream, frame
@@ -57,7 +56,7 @@ from minisend.spool.record import (
     head_length,
     parse_head,
 )
-from minisend.spool.store import MESSAGE_STATES, Queue
+from minisend.spool.store import Queue
 from minisend.spool.trigger import EVERYTHING, SUBMISSION, poke
 
 # Seconds that a client has: to say what it wants, for the next frame, to acknowledge.
@@ -217,7 +216,7 @@ class Service:
             earlier = ours if void else self._under_way.setdefault(submission, ours)
         if void:
             # Also while another connection asks for it: what is known is not given up.
-            if not self._is_known(queue_id):
+            if not is_known(self._queue, queue_id):
                 raise SpoolError("this submission was given up")
             self._confirm(client.stream, queue_id)
             return
@@ -225,7 +224,7 @@ class Service:
             self._status(client, submission)
             return
         try:
-            if not self._is_known(queue_id):
+            if not is_known(self._queue, queue_id):
                 envelope = self._receive(client, submission, ours)
                 self._log.info(
                     line(
@@ -268,7 +267,6 @@ class Service:
         if settings.limit and size > settings.limit:
             raise MessageTooBig(f"message larger than max_message_size ({settings.limit} octets)")
         counted = Admission(self.quotas, client.uid)
-        abandoned = take_abandoned(self._queue.fd, envelope.queue_id)
         try:
             enqueue(
                 self._queue.fd,
@@ -282,9 +280,6 @@ class Service:
         except BaseException:
             counted.take_back()
             raise
-        finally:
-            if abandoned >= 0:
-                posix.close(abandoned)
         return envelope
 
     def _message(
@@ -338,18 +333,11 @@ class Service:
             self._void[submission] = None
             if len(self._void) > _VOID:
                 del self._void[next(iter(self._void))]
-        if not self._is_known(queue_id):
+        if not is_known(self._queue, queue_id):
             raise SpoolError("no such submission")
         with self._lock:
             self._void.pop(submission, None)
         self._confirm(client.stream, queue_id)
-
-    def _is_known(self, queue_id: str) -> bool:
-        queue = self._queue
-        return (
-            queue.find(queue_id, *MESSAGE_STATES) is not None
-            or tombstone.find(queue.fd, queue_id) is not None
-        )
 
     def _confirm(self, stream: Stream, queue_id: str) -> None:
         stream.send(b"OK %b\n" % queue_id.encode("ascii"), _ANSWER)

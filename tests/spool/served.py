@@ -121,6 +121,18 @@ def read_line(connection: socket.socket) -> bytes:
     return line
 
 
+#: What an envelope may say beside sender and recipients, and is taken from it as it is.
+OPTIONAL: dict[str, object] = {
+    "zone": 60,
+    "full_name": b"Ann Other",
+    "sender_given": True,
+    "from_headers": True,
+    "body": "8BITMIME",
+    "ret": "HDRS",
+    "envid": "e1",
+}
+
+
 def said(**changes: object) -> Envelope:
     values: dict[str, object] = {"arrived": 1.0, "sender_given": True} | changes
     return Envelope("0" * 16, b"ann@example.org", [Recipient(b"bob@example.net")], **values)

@@ -28,6 +28,7 @@ from spool.served import (
     LIMIT,
     MESSAGE,
     OK,
+    OPTIONAL,
     QUEUE_ID,
     REQUEST,
     STATUS,
@@ -45,11 +46,6 @@ NOW = 1_700_000_000.25
 ACK = b"ACK\n"
 
 needs_accounts = pytest.mark.skipif(not ROOT, reason="needs other accounts")
-
-
-@pytest.fixture
-def served(queue):
-    return Served(queue)
 
 
 @pytest.fixture
@@ -111,16 +107,10 @@ def test_what_is_on_the_disk(served, clock, poked):
         b"ann@example.org",
         [Recipient(b"bob@example.net", b"bob@old.example", "FAILURE")],
         arrived=5.0,
-        zone=60,
         uid=0,
         login=b"root",
-        full_name=b"Ann Other",
-        sender_given=True,
-        from_headers=True,
-        body="8BITMIME",
-        ret="HDRS",
-        envid="e1",
         channel="",
+        **OPTIONAL,
     )
     with served.greeted(ANN) as connection:
         connection.sendall(
@@ -165,7 +155,7 @@ def test_an_acknowledgement_of_the_status_counts(served):
 @pytest.mark.parametrize("state", ["new", "cur", "hold", "failed"])
 def test_a_second_copy_changes_nothing(served, poked, state):
     """Wherever the first one is by now; of the second neither envelope nor message are read."""
-    assert served.say(WHOLE + ACK) == GREETING + OK
+    assert served.say(WHOLE) == GREETING + OK
     with claimed(served.queue, Place("new", QUEUE_ID)) as entry:
         if state == "cur":
             entry.defer(NOW)

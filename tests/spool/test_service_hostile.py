@@ -15,13 +15,14 @@ from hypothesis import strategies as st
 
 from minisend.envelope import Envelope, Recipient
 from minisend.errors import DataError, PermissionDenied
-from minisend.spool import client, connections, drop, ingest, protocol, quota, service
+from minisend.spool import client, connections, disk, drop, ingest, protocol, quota, service
 from minisend.spool.limits import Usage
 from minisend.spool.protocol import frame
 from minisend.spool.record import SUBMITTED_HEAD_LIMIT, format_head
-from minisend.spool.store import Place
+from minisend.spool.store import Place, Queue
 from minisend.spool.trigger import Trigger
 from spool.make import RecordingQueue, claimed, put
+from spool.seam import Seam
 from spool.served import (
     DEADLINE,
     END,
@@ -42,11 +43,6 @@ from spool.served import (
     until,
 )
 from spool.system import OURS
-
-
-@pytest.fixture
-def served(queue):
-    return Served(queue)
 
 
 def test_the_whole_one(served):
@@ -93,16 +89,16 @@ def test_a_flush_lists_the_queue_once(served, monkeypatch):
 
 
 def test_a_look_for_a_submission_holds_up_nobody_else(served, monkeypatch):
-    """It takes as long as the queue is large, and anybody may ask, as often as they like."""
+    """It takes as long as the disk does, and anybody may ask, as often as they like."""
     looking, go_on = threading.Event(), threading.Event()
-    is_known = served.service._is_known
+    is_known = service.is_known
 
-    def is_slowly_known(queue_id: str) -> bool:
+    def is_slowly_known(queue: Queue, queue_id: str) -> bool:
         looking.set()
         assert go_on.wait(DEADLINE)
-        return is_known(queue_id)
+        return is_known(queue, queue_id)
 
-    monkeypatch.setattr(served.service, "_is_known", is_slowly_known)
+    monkeypatch.setattr(service, "is_known", is_slowly_known)
     with served.greeted() as asking:
         asking.sendall(b"STATUS " + ID.hex().encode() + b"\n")
         assert looking.wait(DEADLINE)
@@ -116,6 +112,35 @@ def test_a_look_for_a_submission_holds_up_nobody_else(served, monkeypatch):
     monkeypatch.undo()
     assert served.say(WHOLE) == GREETING + b"NO 75 4.3.0 this submission was given up\n"
     assert served.queued() == {}
+
+
+def test_a_submission_takes_no_listing(served, monkeypatch):
+    """Of 100,000 messages that wait, it would take a tenth of a second of each."""
+    monkeypatch.setattr(served.queue, "names", None)
+    assert (
+        served.say(STATUS.replace(b"00", b"ff")) == GREETING + b"NO 75 4.3.0 no such submission\n"
+    )
+    assert served.say(WHOLE) == GREETING + OK
+    monkeypatch.undo()
+    [place] = served.queue.places("new")
+    with claimed(served.queue, place) as entry:
+        entry.defer(1_900_000_000)
+    monkeypatch.setattr(served.queue, "names", None)
+    assert [served.say(each) for each in (WHOLE, STATUS)] == [GREETING + OK] * 2
+    assert served.queued() == {"cur": [f"1900000000.{QUEUE_ID}"]}
+
+
+def test_what_is_said_to_be_known_is_durable(served, monkeypatch):
+    """Who gave it its name may have been killed before the fsync; its client sends it no other way."""
+    assert served.say(WHOLE) == GREETING + OK
+    seam = Seam()
+    monkeypatch.setattr(disk, "posix", seam)
+    with served.greeted() as connection:
+        connection.sendall(STATUS)
+        assert read_line(connection) == OK
+        synced = seam.about("fsync")
+    served.ended()
+    assert synced == [("fsync", f"{served.queue.spool}/queue/new")]
 
 
 def test_recipients_that_would_fill_the_memory(served):
