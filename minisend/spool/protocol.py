@@ -28,7 +28,7 @@ import _socket
 from time import monotonic
 
 GREETING = b"minisend 1"
-#: In place of the greeting: so many are being served that this one is not; the drop takes its message.
+#: In place of the greeting: so many are being served that this one is not; it tries again, and then the drop takes its message.
 BUSY = b"busy"
 
 ENVELOPE = b"E"

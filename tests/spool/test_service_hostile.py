@@ -624,6 +624,7 @@ def test_of_all_accounts_so_many(served, monkeypatch):
 
 def test_a_client_that_is_told_busy_has_handed_nothing_over(served, monkeypatch):
     monkeypatch.setattr(connections, "MOST", 0)
+    monkeypatch.setattr(client, "_TURN", 0.0)
     with path_to(served) as path, pytest.raises(client.NotServed, match=r"^the service is busy$"):
         client.submit(path, ID, said(), [MESSAGE])
     served.ended()

@@ -101,6 +101,7 @@ def test_the_limits():
     rows = re.findall(r"^\.It (?!Sy)(.+)$", section("LIMITS"), re.MULTILINE)
     assert [tuple(row.split(" Ta ")) for row in rows] == [
         ("client", "connection and greeting, each", f"{client._GREETING:g}"),
+        ("client", "its turn, where it hears busy", f"{client._TURN:g}"),
         ("client", "what it says to be taken", f"{client._WRITE:g}"),
         ("client", "the answer", f"{client._ANSWER:g}"),
         ("service", "the request", f"{service._REQUEST:g}"),
