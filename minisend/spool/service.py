@@ -216,7 +216,7 @@ class Service:
             earlier = ours if void else self._under_way.setdefault(submission, ours)
         if void:
             # Also while another connection asks for it: what is known is not given up.
-            if not is_known(self._queue, queue_id):
+            if not self._is_known(queue_id):
                 raise SpoolError("this submission was given up")
             self._confirm(client.stream, queue_id)
             return
@@ -224,7 +224,7 @@ class Service:
             self._status(client, submission)
             return
         try:
-            if not is_known(self._queue, queue_id):
+            if not self._is_known(queue_id):
                 envelope = self._receive(client, submission, ours)
                 self._log.info(
                     line(
@@ -333,11 +333,19 @@ class Service:
             self._void[submission] = None
             if len(self._void) > _VOID:
                 del self._void[next(iter(self._void))]
-        if not is_known(self._queue, queue_id):
+        if not self._is_known(queue_id):
             raise SpoolError("no such submission")
         with self._lock:
             self._void.pop(submission, None)
         self._confirm(client.stream, queue_id)
+
+    def _is_known(self, queue_id: str) -> bool:
+        try:
+            return is_known(self._queue, queue_id)
+        except OSError as exc:
+            # Neither answer would be true.
+            self._log.error(line(queue_id, event="refused", reason=f"queue: {exc.strerror}"))
+            raise Broken(exc.strerror) from exc
 
     def _confirm(self, stream: Stream, queue_id: str) -> None:
         stream.send(b"OK %b\n" % queue_id.encode("ascii"), _ANSWER)

@@ -1,5 +1,6 @@
 """Clients of the socket service that are killed, lie, or speak something else: each hurts its own connection, and nothing is kept of it."""
 
+import errno
 import os
 import socket
 import tempfile
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 
 from minisend.envelope import Envelope, Recipient
 from minisend.errors import DataError, PermissionDenied
+from minisend.log import line
 from minisend.spool import client, connections, disk, drop, ingest, protocol, quota, service
 from minisend.spool.limits import Usage
 from minisend.spool.protocol import frame
@@ -22,7 +24,7 @@ from minisend.spool.record import SUBMITTED_HEAD_LIMIT, format_head
 from minisend.spool.store import Place, Queue
 from minisend.spool.trigger import Trigger
 from spool.make import RecordingQueue, claimed, put
-from spool.seam import Seam
+from spool.seam import Seam, fail_at
 from spool.served import (
     DEADLINE,
     END,
@@ -128,6 +130,15 @@ def test_a_submission_takes_no_listing(served, monkeypatch):
     monkeypatch.setattr(served.queue, "names", None)
     assert [served.say(each) for each in (WHOLE, STATUS)] == [GREETING + OK] * 2
     assert served.queued() == {"cur": [f"1900000000.{QUEUE_ID}"]}
+
+
+@pytest.mark.parametrize("request_line", [STATUS, WHOLE], ids=["status", "submit"])
+def test_a_disk_that_does_not_say_what_is_known(served, monkeypatch, request_line):
+    """No answer, as neither would be true, but a line in the log."""
+    monkeypatch.setattr(disk, "open_reading", fail_at(1, errno.EIO).open)
+    assert served.say(request_line) == GREETING
+    assert served.log.lines == [line(QUEUE_ID, event="refused", reason="queue: Input/output error")]
+    assert served.queued() == {}
 
 
 def test_what_is_said_to_be_known_is_durable(served, monkeypatch):
