@@ -117,7 +117,7 @@ def _accept(
     given = settings(config)
     with Queue(spool.path) as queue, _keeping_rates(spool.path, given.usage):
         service = Service(queue, given, log)
-        pickup = Pickup(config, log, accounts=service.accounts)
+        pickup = Pickup(config, log, quotas=service.quotas)
 
         def pick_up() -> None:
             if pickup.look():

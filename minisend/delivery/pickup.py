@@ -19,7 +19,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from minisend.config.sections import Config
     from minisend.spool.ingest import Result
-    from minisend.spool.service import Accounts
+    from minisend.spool.quota import Quotas
 
 # Seconds between two looks at the time of the directory; between two at what is in it, when something could not be taken
 # the last time, and when nothing is known to be there.
@@ -31,13 +31,13 @@ _LOOK = 300.0
 class Pickup:
     """For the drop directory of a configuration, if it has one and it is ours; without ``ingest`` for none.
 
-    ``accounts``  of the service at the socket, which counts for the same limits
+    ``quotas``  of the service at the socket, which counts for the same limits
     """
 
     def __init__(
-        self, config: "Config", log: Log, *, ingest: bool = True, accounts: "Accounts | None" = None
+        self, config: "Config", log: Log, *, ingest: bool = True, quotas: "Quotas | None" = None
     ) -> None:
-        self._accounts = accounts
+        self._quotas = quotas
         self._config = config
         self._log = log
         drop = config.served.drop
@@ -89,13 +89,14 @@ class Pickup:
     def _ingest(self) -> "Result":
         # Not for who has no drop directory.
         from minisend.spool.enqueue import Floor
-        from minisend.spool.ingest import Ingest, count
+        from minisend.spool.ingest import Ingest
         from minisend.spool.limits import Usage
+        from minisend.spool.quota import count
 
         spool, limits = self._config.spool, self._config.limits
-        usage: Usage | Accounts | None = None
-        if self._accounts is not None:
-            usage = self._accounts if self._accounts.is_limited else None
+        usage: Usage | Quotas | None = None
+        if self._quotas is not None:
+            usage = self._quotas if self._quotas.is_limited else None
         elif limits.messages_per_uid or limits.octets_per_uid or limits.rate_per_uid:
             usage = Usage(
                 messages=limits.messages_per_uid,
@@ -110,7 +111,7 @@ class Pickup:
             self._drop,
             limit=spool.max_message_size,
             usage=usage,
-            keep_rates=self._accounts is None,
+            keep_rates=self._quotas is None,
             floor=Floor(f"{spool.path}/queue", spool.min_free, spool.min_free_inodes),
         ).run()
 

@@ -137,8 +137,9 @@ TRANSITIONS = {
     ),
 }
 
-#: Octets that are kept of a reply to RCPT: there are thousands of them at a time, all kept until the message is answered.
-_RCPT_REPLY = 4 * 1024
+#: Octets that are kept of a reply to RCPT: there are thousands of them at a time, all kept until the message is answered.  More
+#: than the queue has room for in an outcome.
+_RCPT_REPLY = 1024
 
 #: A shorter password is not looked for in replies: it would be found in words that have nothing to do with it.
 _LEAST_HIDDEN = 4

@@ -13,6 +13,7 @@ import _socket
 import errno
 import sys
 from binascii import crc32
+from time import monotonic, sleep
 
 from minisend.envelope import Envelope
 from minisend.errors import DataError, MinisendError, SpoolError
@@ -25,6 +26,7 @@ from minisend.spool.protocol import (
     LONGEST_LISTED,
     MESSAGE,
     MOST_RECIPIENTS,
+    PATIENCE,
     PIECE,
     Broken,
     Stream,
@@ -38,8 +40,12 @@ if TYPE_CHECKING:
 
 # Seconds.  The service may have to be started first; then it answers at once, but for the disk.
 _GREETING = 10.0
-_WRITE = 300.0
-_ANSWER = 600.0
+# For a service that is busy to have room: an account that sends a hundred at once has fifty served at a time.  Asked again
+# after a moment, which becomes longer each time.
+_TURN = 10.0
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.05, 1.0
+_WRITE = PATIENCE
+_ANSWER = 2 * PATIENCE
 # Sysexits that a refusal may have; all else is "try again".
 _CODES = range(64, 79)
 
@@ -137,6 +143,18 @@ def flush(path: str) -> str:
 
 def _connect(path: str) -> Stream:
     """A connection that has been greeted."""
+    until = monotonic() + _TURN
+    pause = _FIRST_PAUSE
+    while (stream := _greeted(path)) is None:
+        if monotonic() + pause > until:
+            raise NotServed(0, "the service is busy")
+        sleep(pause)
+        pause = min(2 * pause, _LONGEST_PAUSE)
+    return stream
+
+
+def _greeted(path: str) -> Stream | None:
+    """As ``_connect``; None where the service is busy."""
     try:
         connection = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM | _socket.SOCK_CLOEXEC)
     except OSError as exc:
@@ -155,7 +173,9 @@ def _connect(path: str) -> Stream:
         raise NotServed(number, _words(exc)) from exc
     if greeting != GREETING:
         stream.close()
-        raise NotServed(0, "the service is busy" if greeting == BUSY else "not a minisend service")
+        if greeting == BUSY:
+            return None
+        raise NotServed(0, "not a minisend service")
     return stream
 
 

@@ -205,9 +205,12 @@ def enqueue(
         floor.check(queue, size)
     name = envelope.queue_id
     tmp = open_state("tmp", queue)
-    fd = -1
-    ours = True
+    fd = abandoned = -1
+    ours = False
     try:
+        if not acknowledged:
+            abandoned = _take_abandoned(name, tmp)
+        ours = True
         try:
             fd = disk.create(name, tmp)
         except OSError as exc:
@@ -232,9 +235,9 @@ def enqueue(
             raise SpoolError(f"queue: {exc.strerror}") from exc
         raise
     finally:
-        if fd >= 0:
-            disk.close(fd)
-        disk.close(tmp)
+        for each in (fd, abandoned, tmp):
+            if each >= 0:
+                disk.close(each)
 
 
 def acknowledge(queue: int, queue_id: str) -> None:
@@ -248,13 +251,20 @@ def acknowledge(queue: int, queue_id: str) -> None:
         pass
 
 
-def take_abandoned(queue: int, queue_id: str) -> int:
-    """Clear the way for ``enqueue`` where a crash has left a message of this id half received in ``tmp``.
+def forget(name: str, directory: int) -> None:
+    """Take a name away again after a failure, as far as the disk lets us."""
+    try:
+        disk.unlink(name, directory)
+    except OSError:
+        pass  # not there, or no more; or a disk that refuses even this: the store clears tmp
 
-    Returns a descriptor that is to be held until ``enqueue`` has returned, since it keeps others from doing the same;
-    -1 when there is nothing to clear.  Raises OSError.
+
+def _take_abandoned(queue_id: str, tmp: int) -> int:
+    """Clear the way where a crash has left a message of this id half received in ``tmp``.
+
+    Returns a descriptor that is to be held until the new one is queued, since it keeps others from doing the same; -1 when
+    there is nothing to clear.  Raises OSError.
     """
-    tmp = open_state("tmp", queue)
     fd = -1
     try:
         fd = disk.open_claiming(queue_id, tmp)
@@ -267,16 +277,7 @@ def take_abandoned(queue: int, queue_id: str) -> int:
     finally:
         if fd >= 0:
             disk.close(fd)
-        disk.close(tmp)
     return -1
-
-
-def forget(name: str, directory: int) -> None:
-    """Take a name away again after a failure, as far as the disk lets us."""
-    try:
-        disk.unlink(name, directory)
-    except OSError:
-        pass  # not there, or no more; or a disk that refuses even this: the store clears tmp
 
 
 def _publish(name: str, tmp: int, queue: int) -> None:

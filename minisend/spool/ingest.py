@@ -17,9 +17,10 @@ choose and may change at any moment; whose a file is, its owner could have made 
                                                             version, larger than allowed
                             no message                      left, and removed ``_AGE`` after its last change
 
-Once only: the queue id is made from the name.  A copy is known by a message in the queue, in any state, or by a tombstone,
-of the same id, octets and digest; one that differs is left.  No tombstone goes while a file of its id is here.  The copy in the queue leaves a tombstone should it go before
-the removal of the original is durable.  A socket service with the same submission in hand holds ``queue/tmp/<queue id>``.
+Once only: the queue id is made from the name.  A copy is known (``spool.known``) by a message of the same id, octets and digest
+that is in the queue or was; one that differs is left.  No tombstone goes while a file of its id is here.  The copy in the queue
+leaves a tombstone should it go before the removal of the original is durable.  A socket service with the same submission in hand
+holds ``queue/tmp/<queue id>``.
 
 One process at a time: ``<spool>/state/ingest.lock``, which also remembers what was warned about.
 
@@ -36,7 +37,7 @@ from binascii import crc32
 
 from minisend.envelope import DROP, Envelope
 from minisend.errors import DataError, MessageTooBig, SpoolError, UsageError
-from minisend.spool import disk, tombstone
+from minisend.spool import disk, known, tombstone
 from minisend.spool.account import account
 from minisend.spool.admission import admit
 from minisend.spool.enqueue import (
@@ -45,7 +46,6 @@ from minisend.spool.enqueue import (
     acknowledge,
     enqueue,
     new_queue_id,
-    take_abandoned,
 )
 from minisend.spool.limits import Usage
 from minisend.spool.place import is_own_drop, open_leaf, state
@@ -58,13 +58,13 @@ from minisend.spool.record import (
     parse_head,
     parse_tail,
 )
-from minisend.spool.store import Place, Queue
+from minisend.spool.store import Queue
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from minisend.spool.service import Accounts
+    from minisend.spool.quota import Quotas
 
 # Files opened in one run; of one user when there are more.
 _LOOKED_AT = 10_000
@@ -79,8 +79,6 @@ _PIECE = 256 * 1024
 # Of what may stand behind a message: the end mark has less.
 _TAIL = 4096
 _STATE_LIMIT = 1024 * 1024
-# A directory's time has the grain of the kernel's clock; within this it may have changed and show the same (nanoseconds).
-_GRAIN = 100_000_000
 
 _TYPE = 0o170000
 _REGULAR = 0o100000
@@ -93,6 +91,7 @@ _VERSION = "its format is of another version"
 _LARGE = "larger than [spool] max_message_size"
 _BUSY = "its writer has it in hand"
 _CHANGED = "it changed while it was read"
+_IN_HAND = "its like in the queue is in hand"
 _DIFFERENT = "the queue had another message of this id"
 _SPOOL = "the queue cannot take it"
 _NO_NAME = "its name is none of a message"
@@ -148,7 +147,7 @@ class Result:
     @property
     def is_in_hand(self) -> bool:
         """Whether there was something that its writer, or another process, may let go in a moment."""
-        return self.busy or not self.left.keys().isdisjoint((_BUSY, _CHANGED))
+        return self.busy or not self.left.keys().isdisjoint((_BUSY, _CHANGED, _IN_HAND))
 
 
 class Ingest:
@@ -168,7 +167,7 @@ class Ingest:
         drop: str,
         *,
         limit: int,
-        usage: "Usage | Accounts | None" = None,
+        usage: "Usage | Quotas | None" = None,
         keep_rates: bool = False,
         floor: Floor | None = None,
         clock: "Callable[[], float]" = time.time,
@@ -221,18 +220,6 @@ class Ingest:
         return None
 
 
-def count(queue: Queue, usage: Usage) -> None:
-    """Add what waits in the queue; opens every message."""
-    for place in queue.places("new", "cur", "hold"):
-        try:
-            entry = queue.read(place)
-        except (BrokenRecord, UnknownVersion, OSError):
-            continue
-        if entry is not None:
-            with entry:
-                usage.add(entry.envelope.uid, entry.size)
-
-
 class _Run:
     """One run, under the lock."""
 
@@ -249,7 +236,6 @@ class _Run:
         self._floor = None if same else ingest._floor
         self._limit = ingest._limit
         self._usage = ingest._usage
-        self._waiting = _Waiting(queue)
         # old tombstones, but for those of which a second copy is still here
         self._buried: set[str] = set()
         # queue ids of messages whose originals are unlinked, which is not durable yet
@@ -450,6 +436,8 @@ class _Run:
             raise BrokenRecord("it has not the length it says")
         if self._limit and size > self._limit:
             raise _Left(_LARGE)
+        if not disk.is_at(fd, name, self._new):
+            return  # its writer had it locked until then, and has told its caller that nothing was kept
         uid = status.st_uid
         envelope = admit(
             said,
@@ -466,19 +454,6 @@ class _Run:
             message = self._message(
                 fd, octets[length:], size, status, said, head_crc(head), envelope.queue_id
             )
-            self._enqueue(envelope, message, size)
-            taken = True
-            self._result.ingested.append((envelope.queue_id, uid, size))
-        except _Duplicate:
-            self._result.duplicates.append(envelope.queue_id)
-        finally:
-            if self._usage is not None and not taken:
-                self._usage.undo(uid, size)
-        self._remove(name, fd, envelope.queue_id)
-
-    def _enqueue(self, envelope: Envelope, message: "Iterator[bytes]", size: int) -> None:
-        held = take_abandoned(self._queue.fd, envelope.queue_id)
-        try:
             enqueue(
                 self._queue.fd,
                 envelope,
@@ -488,9 +463,14 @@ class _Run:
                 size,
                 acknowledged=False,
             )
+            taken = True
+            self._result.ingested.append((envelope.queue_id, uid, size))
+        except _Duplicate:
+            self._result.duplicates.append(envelope.queue_id)
         finally:
-            if held >= 0:
-                disk.close(held)
+            if self._usage is not None and not taken:
+                self._usage.undo(uid, size)
+        self._remove(name, fd, envelope.queue_id)
 
     def _message(
         self,
@@ -530,9 +510,12 @@ class _Run:
         if trailer.head_crc != crc_of_head:
             raise BrokenRecord("its envelope was changed after it was written")
         # Now that nobody else can bring it in: see enqueue.
-        known = self._waiting.find(queue_id)
-        if known is not None:
-            if known == (size, trailer.digest):
+        try:
+            there = known.find(self._queue, queue_id)
+        except known.InHand as exc:
+            raise _Left(_IN_HAND) from exc
+        if there is not None:
+            if there == (size, trailer.digest):
                 raise _Duplicate
             raise _Left(_DIFFERENT)
 
@@ -569,57 +552,3 @@ class _Run:
         for queue_id in self._unlinked:
             acknowledge(self._queue.fd, queue_id)
         self._unlinked.clear()
-
-
-class _Waiting:
-    """What the queue has, or had, of a queue id; without a listing of ``cur`` for each."""
-
-    def __init__(self, queue: Queue) -> None:
-        self._queue = queue
-        self._listed: dict[str, str] = {}
-        # the time of the directory for which that holds
-        self._of = -1
-
-    def find(self, queue_id: str) -> tuple[int, str] | None:
-        """Octets and digest of this message; (-1, "") when it is there and cannot be read."""
-        queue = self._queue
-        for _ in range(5):
-            # In the direction in which messages move, and once more where an administrator moves them to.
-            place = queue.find(queue_id, "new")
-            if place is None:
-                name = self._names().get(queue_id)
-                place = Place("cur", name) if name else None
-            place = place or queue.find(queue_id, "hold", "failed")
-            if place is None:
-                gone = tombstone.find(queue.fd, queue_id)
-                if gone is not None or queue.find(queue_id, "new") is None:
-                    return gone
-                continue
-            try:
-                entry = queue.read(place)
-            except (BrokenRecord, UnknownVersion, OSError):
-                return -1, ""
-            if entry is not None:
-                with entry:
-                    return entry.trailer.octets, entry.trailer.digest
-            self._of = -1
-        raise _Left(_CHANGED)
-
-    def _names(self) -> dict[str, str]:
-        """Queue id → name in ``cur``."""
-        cur = self._queue.directory("cur")
-        if posix.fstat(cur).st_mtime_ns != self._of:
-            self._of = -1
-            self._listed = {}
-            # A name that was given another time while it was listed may have been missed: not twice.
-            for _ in range(2):
-                began = time.time_ns()
-                before = posix.fstat(cur).st_mtime_ns
-                self._listed.update(
-                    (place.queue_id, place.name) for place in self._queue.places("cur")
-                )
-                if posix.fstat(cur).st_mtime_ns == before:
-                    if before < began - _GRAIN:
-                        self._of = before
-                    break
-        return self._listed

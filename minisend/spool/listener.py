@@ -103,7 +103,10 @@ class Listener:
                     break
                 continue
             try:
-                while connection := self._accept():
+                # No more at a time than can wait: who connects without end must not keep us from a tick, or from stopping.
+                for _ in range(_BACKLOG):
+                    if not (connection := self._accept()):
+                        break
                     idle_since = time.monotonic()
                     take(connection)
             except OSError as exc:

@@ -15,7 +15,7 @@ first, and so many octets:
     E    the envelope: the head of a queue file
     M    a piece of the message, at most ``PIECE`` octets
     Z    its end: "<octets> <CRC-32>", decimal and eight hexadecimal digits, of all M together
-    L    in the answer to LIST, behind its OK: a message, see ``spool.service``; the last frame is an empty Z
+    L    in the answer to LIST, behind its OK: a message, see ``spool.own_mail``; the last frame is an empty Z
 
 The end of the stream before Z is a client that was killed: nothing is kept.  The submission id is 128 random bits
 in hexadecimal, which the client makes once and keeps to itself: the queue id is made from it, and a second copy of
@@ -28,7 +28,7 @@ import _socket
 from time import monotonic
 
 GREETING = b"minisend 1"
-#: In place of the greeting: so many are being served that this one is not; the drop takes its message.
+#: In place of the greeting: so many are being served that this one is not; it tries again, and then the drop takes its message.
 BUSY = b"busy"
 
 ENVELOPE = b"E"
@@ -39,6 +39,9 @@ LISTED = b"L"
 #: Octets of a line, and of a piece of a message; of an envelope see ``record.SUBMITTED_HEAD_LIMIT``.
 LINE = 1000
 PIECE = 64 * 1024
+#: Seconds from the greeting in which no client of ours goes another way.  A service that has not taken the envelope in hand by
+#: then, having been frozen, must not do it any more.
+PATIENCE = 300.0
 #: Of the frame Z: both numbers of any message there could be.
 LONGEST_END = 40
 #: Recipients of a message: more of them than fit with addresses that anybody has, fewer than would fill the memory.

@@ -54,7 +54,9 @@ _SMALL = 64 * 1024
 # Where a message moves to is made durable before where it moved from: a power cut between the two leaves two names, not
 # none.  On its way messages go from the right to the left, and back when an administrator lets one go on.
 _FORTH = ("failed", "hold", "cur", "new")
-_BACK = ("new", "cur", "hold", "failed")
+_BACK = _FORTH[::-1]
+#: Where a message may lie, in the order of its way.
+MESSAGE_STATES = _BACK
 # A file in tmp is some process's message while it is being received; after this long it is a crash's.
 _TMP_AGE = 36 * 3600
 # Seconds since the epoch have ten digits until 2286, eleven until 5138.
@@ -368,9 +370,7 @@ class Entry:
 
     def remove(self) -> None:
         """The message is done with.  Where one attempt made all recipients final this is its only record."""
-        # Its submitter may have spoken since the claim.
-        if self._unacknowledged and _is_unacknowledged(posix.fstat(self._fd).st_mode):
-            self._queue.leave_tombstone(self.place, self.trailer)
+        self._leave_tombstone()
         disk.unlink(self.place.name, self._queue.directory(self.place.state))
         self._extended = False  # gone with the file
         self._removed = self.size <= _SMALL
@@ -411,10 +411,18 @@ class Entry:
             except OSError:
                 pass  # zeros after the last line are a torn tail: the next claim cuts them off
 
+    def _leave_tombstone(self) -> None:
+        """By which a second copy is known, unless its submitter has spoken, perhaps since the claim."""
+        if self._unacknowledged and _is_unacknowledged(posix.fstat(self._fd).st_mode):
+            self._queue.leave_tombstone(self.place, self.trailer)
+
     def _move(self, state: str, name: str) -> None:
         old = self.place
         if (state, name) == (old.state, old.name):
             return
+        if state == "cur" and old.state != "cur":
+            # Where it is not found by its name any more (``spool.known``).
+            self._leave_tombstone()
         changes = self._queue.changes
         # Not while another thread makes changes durable.
         with changes.moving:
@@ -621,7 +629,7 @@ class Queue:
         return True
 
     def leave_tombstone(self, place: Place, trailer: Trailer | None) -> None:
-        """Before a removal.  A disk that takes none is no reason to keep, and send again, what everybody has."""
+        """Before a removal, or a move to cur.  A disk that takes none is no reason to send again what everybody has."""
         try:
             tombstone.leave(self._fd, place.queue_id, trailer)
         except OSError as exc:

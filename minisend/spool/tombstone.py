@@ -2,8 +2,8 @@
 
 A client that has not heard the answer of the socket may put its message into the drop directory as well, and a drop file
 whose removal never reached the disk is there again after a power cut.  Such a message has the bit for executing in its
-mode (``enqueue.UNACKNOWLEDGED``).  Who removes it leaves a tombstone first, durable, by which ingest knows the second
-copy; one that was acknowledged leaves none and costs nothing.
+mode (``enqueue.UNACKNOWLEDGED``).  Who removes it, or moves it to ``cur``, leaves a tombstone first, durable, by which the
+second copy is known (``spool.known``); one that was acknowledged leaves none and costs nothing.
 
     <octets> <digest>       of the message, as in its trailer; "-1 -" when the file was broken: equal to no message
 

@@ -148,6 +148,20 @@ def test_a_credential_is_for_the_delivery_alone(machine):
     machine.run("systemctl", "restart", *SERVICES)
 
 
+def test_a_user_sees_what_is_being_delivered(machine):
+    """From the locks of all processes, which the service has to be shown."""
+    deliver = ("minisend-deliver.path", "minisend-deliver.timer", SERVICES[1])
+    machine.run("systemctl", "stop", *deliver)
+    assert machine.start(*machine.unit(user="bin"), *mail("waits")).returncode == 0
+    [file] = machine.run("sh", "-c", "echo /var/spool/minisend/queue/new/*").split()
+    queue_id = file.rpartition("/")[2]
+    asked = ("setpriv", "--reuid=bin", "--clear-groups", "mailq")
+    assert f"\n{queue_id} " in machine.run(*asked)
+    assert f"\n{queue_id}*" in machine.run("flock", file, *asked)
+    machine.run("systemctl", "start", *deliver)
+    taken(machine, "waits")
+
+
 def test_doctor_finds_nothing(machine):
     code, found = machine.start("minisend", "doctor"), []
     found = [line for line in code.stdout.splitlines() if line.split()[0] == "fail"]

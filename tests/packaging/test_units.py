@@ -176,6 +176,8 @@ def test_who_takes_mail_reaches_no_network_and_no_secret():
     assert not [key for key in service if "Credential" in key or key == "StateDirectory"]
     # Every sender would be "nobody" to it.
     assert "PrivateUsers" not in service
+    # Of /proc/locks it tells who asks for a list.
+    assert "ProcSubset" not in service
 
 
 def test_who_delivers_has_no_socket_and_cannot_be_traced_by_the_other():

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 from minisend.envelope import Envelope, Recipient
 from minisend.log import Log
-from minisend.spool import service
+from minisend.spool import quota
 from minisend.spool.enqueue import Floor, new_queue_id
 from minisend.spool.limits import Usage
 from minisend.spool.protocol import frame
@@ -47,7 +47,7 @@ class Served:
         self.log = Recorded()
         usage = Usage(
             **{"messages": 0, "octets": 0, "rate": 0, **limits},
-            clock=lambda: service.time.monotonic(),
+            clock=lambda: quota.time.monotonic(),
         )
         self.service = Service(
             queue,
@@ -86,7 +86,7 @@ class Served:
         """No connection is served any more, and what was served has left no trace."""
         assert self.service.wait(DEADLINE)
         assert [line for line in self.log.lines if "event=bug" in line] == []
-        assert self.service._open == {}
+        assert self.service._connections._open == {}
         assert self.service._under_way == {}
 
     def queued(self) -> dict[str, list[str]]:
@@ -119,6 +119,18 @@ def read_line(connection: socket.socket) -> bytes:
     while not line.endswith(b"\n") and (octet := connection.recv(1)):
         line += octet
     return line
+
+
+#: What an envelope may say beside sender and recipients, and is taken from it as it is.
+OPTIONAL: dict[str, object] = {
+    "zone": 60,
+    "full_name": b"Ann Other",
+    "sender_given": True,
+    "from_headers": True,
+    "body": "8BITMIME",
+    "ret": "HDRS",
+    "envid": "e1",
+}
 
 
 def said(**changes: object) -> Envelope:

@@ -7,8 +7,7 @@ from minisend.envelope import DROP, SOCKET, Envelope, Recipient
 from minisend.errors import DataError, UsageError
 from minisend.spool.admission import admit
 from minisend.spool.enqueue import new_queue_id
-
-ID = bytes(range(16))
+from spool.served import ID, OPTIONAL
 
 
 def said(**changes):
@@ -16,16 +15,10 @@ def said(**changes):
         "sender": b"ann@example.org",
         "recipients": [Recipient(b"bob@example.net", b"bob@old.example", "SUCCESS,FAILURE")],
         "arrived": 1.0,
-        "zone": 60,
         "uid": 0,
         "login": b"root",
-        "full_name": b"Ann Other",
-        "sender_given": True,
-        "from_headers": True,
-        "body": "8BITMIME",
-        "ret": "HDRS",
-        "envid": "e1",
         "channel": "",
+        **OPTIONAL,
     } | changes
     return Envelope("0" * 16, values.pop("sender"), values.pop("recipients"), **values)
 
@@ -40,16 +33,10 @@ def test_what_the_system_knows_is_not_taken():
         b"ann@example.org",
         [Recipient(b"bob@example.net", b"bob@old.example", "SUCCESS,FAILURE")],
         arrived=1_700_000_000.0,
-        zone=60,
         uid=1000,
         login=b"ann",
-        full_name=b"Ann Other",
-        sender_given=True,
-        from_headers=True,
-        body="8BITMIME",
-        ret="HDRS",
-        envid="e1",
         channel=SOCKET,
+        **OPTIONAL,
     )
 
 

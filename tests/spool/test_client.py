@@ -119,12 +119,36 @@ def test_more_recipients_than_fit(service):
         (b"", "closed by the other side"),
     ],
 )
-def test_a_greeting_that_is_none(service, greeting, text):
+def test_a_greeting_that_is_none(service, monkeypatch, greeting, text):
+    monkeypatch.setattr(client, "_TURN", 0.0)
     service.follow([greeting])
     with pytest.raises(client.NotServed) as caught:
         submit(service)
     assert (str(caught.value), caught.value.number) == (text, 0)
     assert heard(service) == [b""]
+
+
+def test_a_service_that_is_busy_is_asked_again(service):
+    """Who would go to the drop at once would be nobody that is known, and in many a sandbox nowhere."""
+    service.follow([b"busy\n"], [b"busy\n"], [GREETING, len(WHOLE), b"OK x\n", None])
+    assert submit(service) == "x"
+    assert heard(service) == [b"", b"", WHOLE + b"ACK\n"]
+
+
+def test_the_pauses_of_who_is_told_busy(monkeypatch):
+    now, pauses = [0.0], []
+
+    def sleep(seconds):
+        pauses.append(seconds)
+        now[0] += seconds
+
+    monkeypatch.setattr(client, "_greeted", lambda path: None)
+    monkeypatch.setattr(client, "monotonic", lambda: now[0])
+    monkeypatch.setattr(client, "sleep", sleep)
+    with pytest.raises(client.NotServed, match=r"^the service is busy$") as caught:
+        client.submit("", ID, SAID, [MESSAGE])
+    assert caught.value.number == 0
+    assert pauses == [0.05, 0.1, 0.2, 0.4, 0.8, *[1.0] * 8]
 
 
 def test_a_greeting_that_does_not_come(service, monkeypatch):
@@ -255,7 +279,8 @@ def test_an_answer_that_is_none_is_lost(service):
     ],
     ids=["no", "lost too", "neither", "busy", "gone"],
 )
-def test_the_answer_is_lost_and(service, then, text, kept):
+def test_the_answer_is_lost_and(service, monkeypatch, then, text, kept):
+    monkeypatch.setattr(client, "_TURN", 0.0)
     service.follow([GREETING, len(WHOLE)], *([then] if then else []))
     with pytest.raises(client.Lost) as caught:
         submit(service)

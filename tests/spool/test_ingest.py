@@ -14,6 +14,7 @@ from minisend.spool import disk, ingest, place, tombstone
 from minisend.spool.account import account
 from minisend.spool.enqueue import Floor, acknowledge, enqueue, new_queue_id
 from minisend.spool.limits import Usage
+from minisend.spool.quota import count
 from minisend.spool.record import format_line, format_report
 from minisend.spool.store import Queue
 from spool.seam import STOPPED, Seam, fail_at, in_child, stop_after
@@ -182,6 +183,39 @@ def test_while_the_socket_has_it_in_hand(system):
     assert os.listdir(f"{system.spool}/queue/tmp") == []
 
 
+def test_while_its_like_in_the_queue_is_in_hand(system):
+    """Who has renamed it into new and waits for the fsync of the directory takes it away again should that fail."""
+    in_queue(system)
+    system.put(ANN, ID)
+    fd = os.open(f"{system.spool}/queue/new/{QUEUE_ID}", os.O_RDONLY)
+    assert disk.lock(fd)
+    result = system.ingest()
+    assert told(result) == nothing(left={ingest._IN_HAND: 1})
+    assert result.is_in_hand
+    assert system.leaf("new") == [ID.hex()]
+    os.close(fd)
+    assert told(system.ingest()) == nothing(duplicates=[QUEUE_ID])
+
+
+def test_the_original_of_a_copy_goes_when_what_it_is_a_copy_of_is_durable(system, monkeypatch):
+    """Who brought that in may have been killed between its rename and its fsync."""
+    in_queue(system)
+    system.put(ANN, ID)
+
+    def calls():
+        seam = disk.posix = Seam()
+        ingest.Ingest(system.spool, system.drop, limit=LIMIT).run()
+        return seam.about("fsync", "unlink", "rename")
+
+    new = f"{system.spool}/queue/new"
+    assert system.as_user(OURS, calls)[-4:] == [
+        ("fsync", new),
+        ("unlink", f"{system.spool}/queue/tmp/{QUEUE_ID}"),
+        ("unlink", f"{system.drop}/new/{ID.hex()}"),
+        ("fsync", f"{system.drop}/new"),
+    ]
+
+
 def test_a_copy_that_a_power_cut_brought_back(system, monkeypatch):
     """The removal of the original was not durable, and the message has been delivered meanwhile."""
     system.put(ANN, ID)
@@ -246,6 +280,24 @@ def test_the_lock_is_of_the_name(system):
     system.put(ANN)
     assert system.ingest(then=moved).busy
     assert len(system.leaf("new")) == 1
+
+
+def test_what_its_writer_takes_back_is_not_taken(system):
+    """The fsync of a writer fails, who takes the name away, lets go of the file, and tells its caller that nothing was kept."""
+
+    def taken_back():
+        real = disk.lock
+
+        def lock(fd):
+            if os.readlink(f"/proc/self/fd/{fd}") == f"{system.drop}/new/{ID.hex()}":
+                os.unlink(f"{system.drop}/new/{ID.hex()}")
+            return real(fd)
+
+        disk.lock = lock
+
+    system.put(ANN, ID)
+    assert told(system.ingest(then=taken_back)) == nothing()
+    assert (system.queued(), system.leaf("new")) == ([], [])
 
 
 # -- what is no message
@@ -444,7 +496,7 @@ def test_what_waits_is_counted(system):
 
     def counted():
         with Queue(system.spool) as queue:
-            ingest.count(queue, kept)
+            count(queue, kept)
         return kept.admit(ANN, 1)
 
     assert "would have 31 octets" in system.as_user(OURS, counted)
@@ -669,30 +721,47 @@ def test_a_full_disk(system):
     assert len(system.ingest().ingested) == 1
 
 
-def test_a_tombstone_is_the_last_that_is_looked_at(system):
-    """A message that is being removed is in the queue or has its tombstone, at every moment."""
+def test_a_tombstone_is_looked_at_after_the_names(system):
+    """A message that is being removed, or put off, is found by its name or has its tombstone, at every moment."""
     in_queue(system)
     system.put(ANN, ID)
 
-    def removed_after_the_listing():
-        real = ingest._Waiting._names
+    def removed_after_the_names():
+        real = Queue.find
 
-        def names(self):
-            found = real(self)
-            with Queue(system.spool) as queue:
-                for place in queue.places("new"):
-                    with queue.claim(place) as entry:
-                        entry.remove()
+        def find(self, queue_id, *states):
+            found = real(self, queue_id, *states)
+            if found is not None:
+                with self.claim(found) as entry:
+                    entry.remove()
+                return None
             return found
 
-        ingest._Waiting._names = names
-        find = Queue.find
-        Queue.find = lambda self, queue_id, *states: (
-            None if states == ("new",) else find(self, queue_id, *states)
-        )
+        Queue.find = find
 
-    assert told(system.ingest(then=removed_after_the_listing)) == nothing(duplicates=[QUEUE_ID])
+    assert told(system.ingest(then=removed_after_the_names)) == nothing(duplicates=[QUEUE_ID])
     assert system.as_user(OURS, lambda: known(system)) is None
+
+
+def test_what_an_administrator_lets_go_on_meanwhile(system):
+    """It was not in new yet, and is not in hold any more."""
+    in_queue(system)
+    change(system, STATES["hold"])
+    system.put(ANN, ID)
+
+    def released_between():
+        real = Queue.find
+
+        def find(self, queue_id, *states):
+            if "hold" in states and (found := real(self, queue_id, "hold")) is not None:
+                with self.claim(found) as entry:
+                    entry.move_to("new")
+                return None
+            return real(self, queue_id, *states)
+
+        Queue.find = find
+
+    assert told(system.ingest(then=released_between)) == nothing(duplicates=[QUEUE_ID])
 
 
 def known(system):

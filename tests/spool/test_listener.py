@@ -342,6 +342,27 @@ def test_one_that_has_gone_before_it_was_taken(clock):
     assert taken == ["two"]
 
 
+def test_who_connects_without_end_keeps_nothing_else_from_its_turn(clock):
+    """Neither the end nor a tick waits until somebody has had enough."""
+    clock.due = [0.0] * 1000
+    taken, ticks = [], []
+    listening = Accepting(*["again"] * 100_000)
+
+    def take(connection):
+        taken.append(connection)
+        clock.now += 0.1
+
+    listener.Listener(listening, "", passed=True).loop(
+        take,
+        lambda: False,
+        stopping=lambda: len(taken) >= 1000,
+        tick=lambda: ticks.append(clock.now),
+    )
+    assert 1000 <= len(taken) < 1000 + listener._BACKLOG
+    # Every 15 seconds, after those 32 who were there by then; and at the end.
+    assert [round(each, 1) for each in ticks] == [0, 16, 32, 48, 64, 80, 96, 102.4]
+
+
 def test_a_wake_up_ends_the_wait(path, monkeypatch):
     real = select.poll
 

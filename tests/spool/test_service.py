@@ -12,7 +12,7 @@ import pytest
 from minisend.envelope import DELAYED, DROP, SOCKET, Envelope, Outcome, Recipient
 from minisend.errors import PermissionDenied
 from minisend.log import line
-from minisend.spool import disk, drop, ingest, service
+from minisend.spool import disk, drop, ingest, own_mail, quota, service
 from minisend.spool.enqueue import enqueue
 from minisend.spool.place import LEAF_MODE
 from minisend.spool.protocol import frame
@@ -28,6 +28,7 @@ from spool.served import (
     LIMIT,
     MESSAGE,
     OK,
+    OPTIONAL,
     QUEUE_ID,
     REQUEST,
     STATUS,
@@ -48,11 +49,6 @@ needs_accounts = pytest.mark.skipif(not ROOT, reason="needs other accounts")
 
 
 @pytest.fixture
-def served(queue):
-    return Served(queue)
-
-
-@pytest.fixture
 def poked(monkeypatch):
     """What was said to who delivers."""
     found = []
@@ -64,7 +60,8 @@ def poked(monkeypatch):
 def clock(monkeypatch):
     """The service's time; ``monotonic`` is what the test makes it."""
     stopped = SimpleNamespace(time=lambda: NOW, monotonic=lambda: stopped.now, now=1000.0)
-    monkeypatch.setattr(service, "time", stopped)
+    for module in (service, quota, own_mail):
+        monkeypatch.setattr(module, "time", stopped)
     return stopped
 
 
@@ -110,16 +107,10 @@ def test_what_is_on_the_disk(served, clock, poked):
         b"ann@example.org",
         [Recipient(b"bob@example.net", b"bob@old.example", "FAILURE")],
         arrived=5.0,
-        zone=60,
         uid=0,
         login=b"root",
-        full_name=b"Ann Other",
-        sender_given=True,
-        from_headers=True,
-        body="8BITMIME",
-        ret="HDRS",
-        envid="e1",
         channel="",
+        **OPTIONAL,
     )
     with served.greeted(ANN) as connection:
         connection.sendall(
@@ -164,7 +155,7 @@ def test_an_acknowledgement_of_the_status_counts(served):
 @pytest.mark.parametrize("state", ["new", "cur", "hold", "failed"])
 def test_a_second_copy_changes_nothing(served, poked, state):
     """Wherever the first one is by now; of the second neither envelope nor message are read."""
-    assert served.say(WHOLE + ACK) == GREETING + OK
+    assert served.say(WHOLE) == GREETING + OK
     with claimed(served.queue, Place("new", QUEUE_ID)) as entry:
         if state == "cur":
             entry.defer(NOW)
@@ -359,7 +350,7 @@ def pick_up(served, leaves):
     found = ingest.Ingest(
         *(served.queue.spool, leaves),
         limit=LIMIT,
-        usage=served.service.accounts,
+        usage=served.service.quotas,
         keep_rates=True,
         clock=lambda: NOW,
     ).run()

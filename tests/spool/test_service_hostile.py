@@ -1,5 +1,6 @@
 """Clients of the socket service that are killed, lie, or speak something else: each hurts its own connection, and nothing is kept of it."""
 
+import errno
 import os
 import socket
 import tempfile
@@ -7,20 +8,23 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minisend.envelope import Recipient
-from minisend.errors import DataError
-from minisend.spool import client, protocol, service
+from minisend.envelope import Envelope, Recipient
+from minisend.errors import DataError, PermissionDenied
+from minisend.log import line
+from minisend.spool import client, connections, disk, drop, ingest, protocol, quota, service
 from minisend.spool.limits import Usage
 from minisend.spool.protocol import frame
 from minisend.spool.record import SUBMITTED_HEAD_LIMIT, format_head
-from minisend.spool.store import Place
+from minisend.spool.store import Place, Queue
 from minisend.spool.trigger import Trigger
 from spool.make import RecordingQueue, claimed, put
+from spool.seam import Seam, fail_at
 from spool.served import (
     DEADLINE,
     END,
@@ -40,11 +44,7 @@ from spool.served import (
     said,
     until,
 )
-
-
-@pytest.fixture
-def served(queue):
-    return Served(queue)
+from spool.system import OURS
 
 
 def test_the_whole_one(served):
@@ -91,16 +91,16 @@ def test_a_flush_lists_the_queue_once(served, monkeypatch):
 
 
 def test_a_look_for_a_submission_holds_up_nobody_else(served, monkeypatch):
-    """It takes as long as the queue is large, and anybody may ask, as often as they like."""
+    """It takes as long as the disk does, and anybody may ask, as often as they like."""
     looking, go_on = threading.Event(), threading.Event()
-    is_known = served.service._is_known
+    is_known = service.is_known
 
-    def is_slowly_known(queue_id: str) -> bool:
+    def is_slowly_known(queue: Queue, queue_id: str) -> bool:
         looking.set()
         assert go_on.wait(DEADLINE)
-        return is_known(queue_id)
+        return is_known(queue, queue_id)
 
-    monkeypatch.setattr(served.service, "_is_known", is_slowly_known)
+    monkeypatch.setattr(service, "is_known", is_slowly_known)
     with served.greeted() as asking:
         asking.sendall(b"STATUS " + ID.hex().encode() + b"\n")
         assert looking.wait(DEADLINE)
@@ -114,6 +114,44 @@ def test_a_look_for_a_submission_holds_up_nobody_else(served, monkeypatch):
     monkeypatch.undo()
     assert served.say(WHOLE) == GREETING + b"NO 75 4.3.0 this submission was given up\n"
     assert served.queued() == {}
+
+
+def test_a_submission_takes_no_listing(served, monkeypatch):
+    """Of 100,000 messages that wait, it would take a tenth of a second of each."""
+    monkeypatch.setattr(served.queue, "names", None)
+    assert (
+        served.say(STATUS.replace(b"00", b"ff")) == GREETING + b"NO 75 4.3.0 no such submission\n"
+    )
+    assert served.say(WHOLE) == GREETING + OK
+    monkeypatch.undo()
+    [place] = served.queue.places("new")
+    with claimed(served.queue, place) as entry:
+        entry.defer(1_900_000_000)
+    monkeypatch.setattr(served.queue, "names", None)
+    assert [served.say(each) for each in (WHOLE, STATUS)] == [GREETING + OK] * 2
+    assert served.queued() == {"cur": [f"1900000000.{QUEUE_ID}"]}
+
+
+@pytest.mark.parametrize("request_line", [STATUS, WHOLE], ids=["status", "submit"])
+def test_a_disk_that_does_not_say_what_is_known(served, monkeypatch, request_line):
+    """No answer, as neither would be true, but a line in the log."""
+    monkeypatch.setattr(disk, "open_reading", fail_at(1, errno.EIO).open)
+    assert served.say(request_line) == GREETING
+    assert served.log.lines == [line(QUEUE_ID, event="refused", reason="queue: Input/output error")]
+    assert served.queued() == {}
+
+
+def test_what_is_said_to_be_known_is_durable(served, monkeypatch):
+    """Who gave it its name may have been killed before the fsync; its client sends it no other way."""
+    assert served.say(WHOLE) == GREETING + OK
+    seam = Seam()
+    monkeypatch.setattr(disk, "posix", seam)
+    with served.greeted() as connection:
+        connection.sendall(STATUS)
+        assert read_line(connection) == OK
+        synced = seam.about("fsync")
+    served.ended()
+    assert synced == [("fsync", f"{served.queue.spool}/queue/new")]
 
 
 def test_recipients_that_would_fill_the_memory(served):
@@ -163,19 +201,19 @@ def test_who_is_over_a_limit_does_not_have_the_queue_counted_all_the_time(queue,
         counts.append(clock[0])
         clock[0] += 10
 
-    monkeypatch.setattr(service, "count", count)
-    monkeypatch.setattr(service.time, "monotonic", lambda: clock[0])
-    accounts = service.Accounts(queue, Usage(messages=0, octets=0, rate=1, clock=lambda: clock[0]))
-    assert accounts.admit(1, 1) is None
+    monkeypatch.setattr(quota, "count", count)
+    monkeypatch.setattr(quota.time, "monotonic", lambda: clock[0])
+    quotas = quota.Quotas(queue, Usage(messages=0, octets=0, rate=1, clock=lambda: clock[0]))
+    assert quotas.admit(1, 1) is None
     for _ in range(40):
-        assert accounts.admit(1, 1) is not None
+        assert quotas.admit(1, 1) is not None
         clock[0] += 6
     assert counts == [1000.0, 1214.0]
 
 
 def test_one_listing_at_a_time_of_each_account(served, monkeypatch):
     """Each holds the names of the whole queue and opens every message; an account may have 50 connections."""
-    monkeypatch.setattr(service, "_BUSY", 0.2)
+    monkeypatch.setattr(connections, "_TURN", 0.2)
     listing, go_on = threading.Event(), threading.Event()
     places = served.queue.places
 
@@ -197,6 +235,22 @@ def test_one_listing_at_a_time_of_each_account(served, monkeypatch):
         assert first.recv(100) == end
     served.ended()
     assert served.say(b"LIST\n") == GREETING + b"OK\n" + end
+
+
+def test_a_refusal_in_any_letters_is_a_refusal(queue):
+    """Longer than a line it would be no answer, and a client without one goes to the drop with what it may not send."""
+
+    def permit(envelope: Envelope, first: bytes, complete: bool) -> None:
+        raise PermissionDenied("\N{PILE OF POO}" * 2000)
+
+    served = Served(queue, settings={"permit": permit})
+    with path_to(served) as path, pytest.raises(client.Refused) as caught:
+        client.submit(path, ID, said(), [MESSAGE])
+    assert caught.value.exit_code == 77
+    assert set(str(caught.value)) == {"\N{PILE OF POO}"}
+    served.ended()
+    assert len(served.say(REQUEST + ENVELOPE + END)) <= len(GREETING) + protocol.LINE
+    assert served.queued() == {}
 
 
 NOT_A_REQUEST = b"NO 65 5.6.0 not a request\n"
@@ -309,7 +363,7 @@ def test_who_has_gone_before_it_was_its_turn(served):
         ours, theirs = socket.socketpair()
         ours.close()
         served.service.take(theirs)
-        assert served.service._open == {}
+        assert served.service._connections._open == {}
         assert theirs.fileno() == -1
     assert served.log.lines == []
 
@@ -403,6 +457,35 @@ def test_who_never_reads(served, monkeypatch):
     with served.greeted() as connection:
         connection.sendall(b"LIST\n")
         served.ended()
+
+
+@pytest.mark.parametrize("late", [False, True], ids=["in time", "late"])
+def test_a_service_that_was_frozen_brings_nothing_in_a_second_time(system, late):
+    """Its client went to the drop meanwhile, and the message has come from there, been delivered, and left no trace."""
+    clock = [1000.0]
+
+    def frozen() -> None:
+        service.time = SimpleNamespace(monotonic=lambda: clock[0], time=time.time)
+        with RecordingQueue(system.spool) as queue:
+            served = Served(queue)
+            with served.greeted() as connection:
+                if late:
+                    drop.put(system.drop, ID, said(), [MESSAGE], LIMIT, owner=OURS)
+                    came = ingest.Ingest(system.spool, system.drop, limit=LIMIT).run().ingested
+                    assert came == [(QUEUE_ID, OURS, len(MESSAGE))]
+                    deliver(served)
+                clock[0] += protocol.PATIENCE + (0.1 if late else -0.1)
+                connection.sendall(WHOLE)
+                # No answer: a client that still waits asks, hears "no", and goes another way.
+                assert read_line(connection) == (b"" if late else OK)
+            served.ended()
+            assert served.queued() == ({} if late else {"new": [QUEUE_ID]})
+
+    system.as_user(OURS, frozen)
+
+
+def test_no_client_goes_another_way_before_a_service_expects_it():
+    assert min(client._WRITE, client._ANSWER) >= protocol.PATIENCE
 
 
 # -- the same submission more than once
@@ -518,7 +601,7 @@ def deliver(served: Served) -> None:
 
 
 def test_of_one_account_so_many(served, monkeypatch):
-    monkeypatch.setattr(service, "MOST_OF_ONE", 3)
+    monkeypatch.setattr(connections, "MOST_OF_ONE", 3)
     uid = [1000]
     monkeypatch.setattr(service, "_peer", lambda connection: uid[0])
     held = [served.connect() for _ in range(3)]
@@ -530,7 +613,7 @@ def test_of_one_account_so_many(served, monkeypatch):
     assert served_say(served, WHOLE + b"ACK\n") == GREETING + OK
     uid[0] = 1000
     held.pop().close()
-    until(lambda: served.service._open.get(1000) == 2)
+    until(lambda: served.service._connections._open.get(1000) == 2)
     assert served_say(served, STATUS) == GREETING + b"OK " + OK[3:]
     for each in held:
         each.close()
@@ -538,7 +621,7 @@ def test_of_one_account_so_many(served, monkeypatch):
 
 
 def test_of_all_accounts_so_many(served, monkeypatch):
-    monkeypatch.setattr(service, "MOST", 4)
+    monkeypatch.setattr(connections, "MOST", 4)
     numbers = iter(range(1000, 2000))
     monkeypatch.setattr(service, "_peer", lambda connection: next(numbers))
     held = [served.connect() for _ in range(4)]
@@ -551,7 +634,8 @@ def test_of_all_accounts_so_many(served, monkeypatch):
 
 
 def test_a_client_that_is_told_busy_has_handed_nothing_over(served, monkeypatch):
-    monkeypatch.setattr(service, "MOST", 0)
+    monkeypatch.setattr(connections, "MOST", 0)
+    monkeypatch.setattr(client, "_TURN", 0.0)
     with path_to(served) as path, pytest.raises(client.NotServed, match=r"^the service is busy$"):
         client.submit(path, ID, said(), [MESSAGE])
     served.ended()
@@ -559,7 +643,7 @@ def test_a_client_that_is_told_busy_has_handed_nothing_over(served, monkeypatch)
 
 
 def test_of_one_account_one_large_envelope_at_a_time(served, monkeypatch):
-    monkeypatch.setattr(service, "_BUSY", 0.2)
+    monkeypatch.setattr(connections, "_TURN", 0.2)
     wide = said()
     wide.recipients = [Recipient(b"%d@example.net" % n) for n in range(5000)]
 
@@ -569,12 +653,16 @@ def test_of_one_account_one_large_envelope_at_a_time(served, monkeypatch):
     end = frame(b"Z", b"0 00000000")
     with served.greeted() as first:
         first.sendall(begun(b"1"))
-        until(lambda: any(each.large.locked() for each in served.service._turns.values()))
+        until(
+            lambda: any(
+                each._large.locked() for each in served.service._connections._turns.values()
+            )
+        )
         refusal = b"NO 75 4.3.0 another message of so many recipients is under way: try again\n"
         assert served_say(served, begun(b"2") + end) == GREETING + refusal
         # Others of the account go on beside it.
         assert served_say(served, WHOLE + b"ACK\n") == GREETING + OK
-        monkeypatch.setattr(service, "_BUSY", DEADLINE)
+        monkeypatch.setattr(connections, "_TURN", DEADLINE)
         with served.greeted() as second:
             second.sendall(begun(b"3"))
             first.sendall(end)
@@ -582,7 +670,7 @@ def test_of_one_account_one_large_envelope_at_a_time(served, monkeypatch):
             second.sendall(end)
             assert read_line(second).startswith(b"OK ")
     served.ended()
-    assert served.service._turns == {}
+    assert served.service._connections._turns == {}
     assert len(served.queued()["new"]) == 3
 
 

@@ -16,7 +16,7 @@ from minisend.errors import (
     SpoolFull,
     UsageError,
 )
-from minisend.spool import client, protocol, service, tombstone
+from minisend.spool import client, connections, own_mail, protocol, service, tombstone
 from minisend.spool.enqueue import ID_OCTETS
 from minisend.spool.record import SUBMITTED_HEAD_LIMIT
 from minisend.submit import handover
@@ -101,6 +101,7 @@ def test_the_limits():
     rows = re.findall(r"^\.It (?!Sy)(.+)$", section("LIMITS"), re.MULTILINE)
     assert [tuple(row.split(" Ta ")) for row in rows] == [
         ("client", "connection and greeting, each", f"{client._GREETING:g}"),
+        ("client", "its turn, where it hears busy", f"{client._TURN:g}"),
         ("client", "what it says to be taken", f"{client._WRITE:g}"),
         ("client", "the answer", f"{client._ANSWER:g}"),
         ("service", "the request", f"{service._REQUEST:g}"),
@@ -117,8 +118,8 @@ def test_the_limits():
         ("octets of a frame M", str(protocol.PIECE)),
         ("octets of a frame Z", str(protocol.LONGEST_END)),
         ("octets of a frame L", str(protocol.LONGEST_LISTED)),
-        ("connections", str(service.MOST)),
-        ("connections of one account, but for root", str(service.MOST_OF_ONE)),
+        ("connections", str(connections.MOST)),
+        ("connections of one account, but for root", str(connections.MOST_OF_ONE)),
         ("void submissions that are remembered", str(service._VOID)),
     ]
 
@@ -126,13 +127,14 @@ def test_the_limits():
 @pytest.mark.parametrize(
     "sentence",
     [
-        f"An account may flush once in {service._FLUSH_PAUSE:g} seconds",
+        f"An account may flush once in {own_mail._FLUSH_PAUSE:g} seconds",
         f"stays for {tombstone.AGE // 3600} hours, and as long as a copy lies in the drop",
         f"{2 * ID_OCTETS} hexadecimal digits in small letters: {8 * ID_OCTETS} bits",
         f"the whole message, at most {handover._KEPT_OCTETS} octets,",
-        f"up to {service.MOST_OF_ONE} connections open",
-        f"User ids from {service._DYNAMIC[0]} to {service._DYNAMIC[-1]},",
-        f"and {service.OVERFLOW_UID} are another's tomorrow",
+        f"up to {connections.MOST_OF_ONE} connections open",
+        f"goes no other way within {protocol.PATIENCE:g} seconds.",
+        f"User ids from {own_mail._DYNAMIC[0]} to {own_mail._DYNAMIC[-1]},",
+        f"and {own_mail.OVERFLOW_UID} are another's tomorrow",
     ],
 )
 def test_what_is_said_in_the_text(sentence):

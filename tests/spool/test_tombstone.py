@@ -70,8 +70,38 @@ def test_an_acknowledgement_of_what_has_moved_on(queue):
         entry.defer(1_700_000_600)
         acknowledge(queue.fd, ID)
         assert mode(queue, entry.place) == 0o700
+        assert tombstone.find(queue.fd, ID) == KNOWN
+        tombstone.remove(queue.fd, {ID})
         entry.remove()
     assert tombstone.find(queue.fd, ID) == KNOWN
+
+
+def test_what_is_put_off_is_known_without_a_listing(queue, monkeypatch):
+    """Durable before it has another name; no more than once; and of one that was acknowledged there is none."""
+    put(queue)
+    top = f"{queue.spool}/queue"
+    with claimed(queue, PLACE) as entry, monkeypatch.context() as patched:
+        seam = Seam()
+        patched.setattr(disk, "posix", seam)
+        for time in (1_700_000_600, 1_700_000_700):
+            entry.defer(time)
+    assert seam.about("pwrite", "fsync", "rename") == [
+        ("fsync", top),
+        ("pwrite", f"{top}/tombstones/{ID}"),
+        ("fsync", f"{top}/tombstones/{ID}"),
+        ("fsync", f"{top}/tombstones"),
+        ("rename", f"{top}/new/{ID}"),
+        ("rename", f"{top}/cur/1700000600.{ID}"),
+    ]
+    assert tombstone.find(queue.fd, ID) == KNOWN
+    tombstone.remove(queue.fd, {ID})
+    queue.discard(Place("cur", f"1700000700.{ID}"))
+    tombstone.remove(queue.fd, {ID})
+    put(queue)
+    acknowledge(queue.fd, ID)
+    with claimed(queue, PLACE) as entry:
+        entry.defer(1_700_000_600)
+    assert tombstone.find(queue.fd, ID) is None
 
 
 def test_the_usual_one_costs_no_call(queue, monkeypatch):

@@ -58,6 +58,12 @@ def facts(system, monkeypatch):
     )
 
 
+@pytest.fixture(autouse=True)
+def no_turn(monkeypatch):
+    """Who is told "busy" goes on at once."""
+    monkeypatch.setattr(client, "_TURN", 0.0)
+
+
 def hand_over(facts, message=(MESSAGE,)):
     said = Envelope(**{name: getattr(SAID, name) for name in SAID.__slots__})
     return handover.hand_over(facts, ID, said, iter(message), 0, later=False)

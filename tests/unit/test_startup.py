@@ -12,6 +12,8 @@ import sys
 import pytest
 from delivery.scripted import ScriptedServer
 from delivery.spooled import put
+from spool.scripted import Scripted
+from spool.system import ROOT as ROOT_USER
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 SYSTEM_PYTHON = "/usr/bin/python3"
@@ -151,6 +153,35 @@ def test_every_option_that_callers_give(interpreter, tmp_path, config):
 def test_a_large_message(interpreter, tmp_path, config):
     message = b"x" * 70 + b"\n"
     check(loaded(interpreter, tmp_path, "-odq", "b", message=message * 20_000), ALWAYS)
+
+
+SOCKET = {"_socket", "minisend.spool.client", "minisend.spool.protocol"}
+DROP = {"minisend.spool.admission", "minisend.spool.drop"}
+
+
+@pytest.fixture
+def of_a_system(system, config):
+    """A queue that is another account's, with its socket and its drop directory."""
+    if not ROOT_USER:
+        pytest.skip("needs another account")
+    config.write_text(
+        f'[spool]\npath = "{system.spool}"\n'
+        f'[submission]\nsocket = "{system.top}/submit.sock"\ndrop = "{system.drop}"\n'
+    )
+    return system
+
+
+def test_by_the_socket(interpreter, tmp_path, of_a_system):
+    service = Scripted(of_a_system.top)
+    service.follow([b"minisend 1\nOK 0123456789abcdef\n", None])
+    check(loaded(interpreter, tmp_path, "b@example.net"), ALWAYS | SOCKET)
+    service.close()
+    assert service.heard[0].endswith(b"ACK\n")
+
+
+def test_by_the_drop(interpreter, tmp_path, of_a_system):
+    check(loaded(interpreter, tmp_path, "b@example.net"), ALWAYS | SOCKET | DROP)
+    assert len(of_a_system.leaf("new")) == 1
 
 
 def test_a_configuration_that_the_scanner_leaves_to_tomllib(interpreter, tmp_path, config):
