@@ -45,7 +45,7 @@ def directory():
 @contextmanager
 def machine(kind: str, directory: Path) -> Iterator[tuple[FileSystem, System]]:
     """A system in a file system of its own, which has it on the disk."""
-    disk = FileSystem(kind, directory / "image", directory / "mounted")
+    disk = FileSystem(kind, directory / "image", directory / "mounted", patient=True)
     try:
         disk.__enter__()
     except Refused as exc:
