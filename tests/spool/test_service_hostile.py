@@ -420,11 +420,11 @@ def test_who_stops_in_the_middle(served, monkeypatch, begun, answer):
 
 def test_a_client_whose_own_input_is_slow_says_that_it_is_there(served, monkeypatch):
     """However long a pause it makes: an empty piece now and then is all that is needed."""
-    monkeypatch.setattr(service, "_NEXT_FRAME", 0.4)
+    monkeypatch.setattr(service, "_NEXT_FRAME", 1.5)
 
     def slow() -> Iterator[bytes]:
         yield MESSAGE[:5]
-        for _ in range(10):
+        for _ in range(20):
             time.sleep(0.1)
             yield b""
         yield MESSAGE[5:]
@@ -535,7 +535,8 @@ def test_one_that_is_under_way_is_waited_for(served):
 
 def test_one_that_is_under_way_for_too_long_is_void(served, monkeypatch):
     """Who hears "no" may send it another way, so it is not taken after that: not by this connection, nor by a new one."""
-    monkeypatch.setattr(service, "_BUSY", 0.2)
+    # Also of the time in which the end is to be taken in, once the other one has given up on it.
+    monkeypatch.setattr(service, "_BUSY", 2.0)
     with served.greeted() as first, served.greeted() as second:
         first.sendall(WHOLE[: -len(END)])
         until(lambda: served.service._under_way)
