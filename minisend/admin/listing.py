@@ -107,11 +107,7 @@ class Listed:
         outcome = entry.latest.get(index)
         if self.state != "deferred" or self._reasons is None:
             return outcome
-        if outcome is None:
-            return self._reasons.of(entry, index)
-        if outcome.final:
-            return outcome
-        return self._reasons.since(entry, index, outcome, self.place.due) or outcome
+        return self._reasons.of(entry, index) or outcome
 
     def address(self, index: int) -> str:
         """The recipient's address as it may be shown."""
@@ -137,27 +133,31 @@ class Reasons:
         self._newest: float | None = None
 
     def of(self, entry: Entry, index: int) -> Outcome | None:
-        """What stands for an outcome of this recipient, None when nothing is wrong with its next hop."""
-        if self._get is None:
-            self._get = self._getter()
-        down = self._get(entry, index)
-        return None if down is None else down.outcome(index)
+        """What stands for the last outcome of this recipient, None where that itself does, or nothing is known."""
+        outcome = entry.latest.get(index)
+        if outcome is None:
+            down = self._down(entry, index)
+            return None if down is None else down.outcome(index)
+        return None if outcome.final else self._since(entry, index, outcome)
 
-    def since(self, entry: Entry, index: int, outcome: Outcome, due: float) -> Outcome | None:
-        """The same of one with an ``outcome``, where it waits until ``due`` for what was learnt later; else None."""
+    def _since(self, entry: Entry, index: int, outcome: Outcome) -> Outcome | None:
+        """Where it waits for what was learnt later."""
         if self._newest is None:
             config = self._config()
             self._newest = _newest(config.spool.path) if config else 0.0
         if outcome.at >= self._newest:
             return None
-        if self._get is None:
-            self._get = self._getter()
-        down = self._get(entry, index)
+        down = self._down(entry, index)
         # One that was put off is due at the next probe or before; what is due later has been tried, or has a wait of its own.
         # That the rate is used up is known of this moment only, and nothing that was learnt.
-        if down is None or not outcome.at < down.at <= self._newest or due > down.until:
+        if down is None or not outcome.at < down.at <= self._newest or entry.place.due > down.until:
             return None
         return down.outcome(index)
+
+    def _down(self, entry: Entry, index: int) -> "Down | None":
+        if self._get is None:
+            self._get = self._getter()
+        return self._get(entry, index)
 
     def _getter(self) -> "Callable[[Entry, int], Down | None]":
         config = self._config()

@@ -212,11 +212,11 @@ def settings(config: Config) -> Settings:
 
 
 def _reasons(config: Config) -> Callable[[Entry], list[Outcome]]:
-    """Why those wait whom no server was asked for, as it is known at this moment."""
+    """Why those wait whom no server was asked for, or not lately, as it is known at this moment."""
     known = Reasons(lambda: config)
 
     def of(entry: Entry) -> list[Outcome]:
-        found = [known.of(entry, index) for index in entry.pending if index not in entry.latest]
+        found = (known.of(entry, index) for index in entry.pending)
         return [outcome for outcome in found if outcome is not None]
 
     return of

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 
 from minisend.envelope import SOCKET, Envelope, Outcome
-from minisend.errors import DataError, SpoolError
+from minisend.errors import SpoolError, UsageError
 from minisend.spool.place import OVERFLOW_UID
 from minisend.spool.record import BrokenRecord, UnknownVersion, format_outcomes
 from minisend.spool.store import MESSAGE_STATES, Entry, Place, Queue, claimed_files
@@ -58,7 +58,7 @@ class OwnMail:
             yield octets
 
     def remove(self, uid: int, queue_id: str, turn: threading.Lock) -> None:
-        """Durably.  Raises DataError when there is no such message of theirs, SpoolError when it is being delivered."""
+        """Durably.  Raises UsageError when there is no such message of theirs, SpoolError when it is being delivered."""
         try:
             with turn, self._claimed(uid, queue_id) as entry:
                 entry.remove()
@@ -86,7 +86,7 @@ class OwnMail:
         return count
 
     def _claimed(self, uid: int, queue_id: str) -> Entry:
-        absent = DataError(f"{queue_id}: not in the queue")
+        absent = UsageError(f"{queue_id}: not in the queue")
         if len(queue_id) != 16 or not queue_id.isalnum():
             raise absent
         place = self._queue.find(queue_id, *MESSAGE_STATES)

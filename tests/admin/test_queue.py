@@ -14,10 +14,13 @@ from pathlib import Path
 import pytest
 
 import minisend
+from minisend.admin import serving
 from minisend.admin.command import main
 from minisend.admin.mailq import mailq
+from minisend.config.load import load
 from minisend.delivery.destination import Destinations, Down
 from minisend.envelope import Outcome
+from minisend.spool.store import Queue
 
 NOW = 1795440600.0
 CHECKOUT = Path(minisend.__file__).parents[1]
@@ -447,6 +450,12 @@ def test_who_was_put_off_since_the_last_attempt_is_told_why(
     down(crafted, "example.org", "something else", at=NOW - 10)
     reason = json.loads(queue("--json"))["recipients"][0]["delay_reason"]
     assert reason == (DOWN if told else outcome.reason)
+    # The same is told of a queue that is another account's.
+    of = serving._reasons(load(str(crafted.config), os.environb, os.getuid(), os.geteuid()))
+    with Queue(str(crafted.path)) as seen:
+        (place,) = seen.places("cur")
+        with seen.read(place) as entry:
+            assert [outcome.reason for outcome in of(entry)] == [DOWN] * told
 
 
 def test_the_rate_is_no_reason_for_who_was_tried(crafted, queue, refused):

@@ -471,7 +471,7 @@ def test_who_removes_what(mixed):
         return mixed.say(f"REMOVE {queue_id}\n".encode(), uid=uid).removeprefix(GREETING)
 
     def absent(queue_id):
-        return f"NO 65 5.6.0 {queue_id}: not in the queue\n".encode()
+        return f"NO 64 5.3.0 {queue_id}: not in the queue\n".encode()
 
     none = "f" * 16
     for uid, queue_ids in {
@@ -505,7 +505,7 @@ def test_one_that_is_being_delivered_is_not_removed(served):
 @pytest.mark.parametrize("queue_id", ["", "a", "../../etc/passwd", "0" * 15 + "/", "\xff" * 8])
 def test_what_is_no_queue_id(served, queue_id):
     answer = served.say(f"REMOVE {queue_id}\n".encode())
-    assert answer.startswith(GREETING + b"NO 65 5.6.0 ")
+    assert answer.startswith(GREETING + b"NO 64 5.3.0 ")
     assert answer.endswith(b": not in the queue\n")
 
 
