@@ -99,9 +99,9 @@ def flush(
     def deliver(
         share: Iterable[Place],
         summary: Summary,
-        far: bool = False,
+        far: bool,
+        progress: Callable[[int, int], None],
         *,
-        progress: Callable[[int, int], None] = lambda done, total: None,
         let_in: Callable[[bool], None] = lambda far: None,
     ) -> None:
         with open_queue(config, summary, log) as queue:
@@ -138,20 +138,33 @@ def flush(
             Destinations(config.spool.path).sweep(now - config.spool.lifetime)
             parts = workers.shares(places, processes, queue.size)
         if len(parts) == 1:
-            deliver(places, summary, progress=progress)
+            deliver(places, summary, False, progress)
         else:
             further = workers.Workers(parts[1:], deliver, log, stop.ask)
             stop.also = further.stop
+            mine = [*parts[0], *further.left]
+            ours = (0, len(mine))
+
+            def show() -> None:
+                done, total = further.progress
+                progress(ours[0] + done, ours[1] + total)
+
+            def mine_are(done: int, total: int) -> None:
+                nonlocal ours
+                ours = (done, total)
+                show()
+
             try:
-                mine = [*parts[0], *further.left]
-                deliver(mine, summary, progress=progress, let_in=further.begin)
+                deliver(mine, summary, False, mine_are, let_in=further.begin)
             finally:
-                begun = further.finish(summary)
+                begun = further.finish(summary, show)
                 stop.also = lambda: None
-            if not begun and not summary.stopped:
+            if begun:
+                show()
+            elif not summary.stopped:
                 # Nobody has let us in: the others are put off, which costs little.
                 del parts[1:]
-                deliver(places, summary, progress=progress)
+                deliver(places, summary, False, progress)
     except OSError as exc:
         raise SpoolError(f"{config.spool.path}/queue: {exc.strerror}") from exc
     if missing:

@@ -2,7 +2,8 @@
 
 They are forked before any thread exists, and wait until the first process has been let in by a server: while the one
 destination there is does not answer, there is one probe, and nothing for them to do.  What they come to is sent
-back through a pipe; the locks on the messages, not the shares, are what keeps two of them from one message.
+back through a pipe, and how far each is meanwhile is in memory that they share; the locks on the messages, not the
+shares, are what keeps two of them from one message.
 
 A worker that dies (killed, out of memory) leaves its messages in the queue; the run then counts as stopped.
 """
@@ -23,7 +24,8 @@ if TYPE_CHECKING:
     from minisend.log import Log
     from minisend.spool.store import Place
 
-    Deliver = Callable[[Sequence[Place], Summary, bool], None]
+    Progress = Callable[[int, int], None]
+    Deliver = Callable[[Sequence[Place], Summary, bool, Progress], None]
 
 #: Messages that make a process worth while: it takes some milliseconds to begin.
 WORTH = 100
@@ -33,6 +35,8 @@ _WORTH_OCTETS = 16 * 1024 * 1024
 MOST = 4
 
 _FAR, _NEAR = b"f", b"n"
+# Milliseconds between two looks at how far the others are.
+_LOOK = 100
 
 
 class _Worker:
@@ -45,8 +49,8 @@ class _Worker:
 class Workers:
     """The further processes of one flush.
 
-    ``deliver``  delivers places, and adds what came of it to a summary; called in the new process, with what ``begin``
-                 was
+    ``deliver``  delivers places, adds what came of it to a summary and says how far it is; called in the new process, with
+                 what ``begin`` was
     ``left``     what there could be no process for: the first one's to deliver
     ``ask``      asks it to end with the transactions that are under way; called in the new process
     """
@@ -62,14 +66,25 @@ class Workers:
         self._ask = ask
         self._workers: list[_Worker] = []
         self.left: list[Place] = []
-        for share in shares:
+        self._counts = _shared_counts(2 * len(shares))
+        for number, share in enumerate(shares):
             try:
-                self._workers.append(self._start(share, deliver))
+                self._workers.append(self._start(share, deliver, 2 * number))
             except OSError:  # RLIMIT_NPROC, the limit of a container
                 self.left += share
         self._gone = False
 
-    def _start(self, share: Sequence[Place], deliver: Deliver) -> _Worker:
+    @property
+    def progress(self) -> tuple[int, int]:
+        """Messages that they are done with, and that they have."""
+        return sum(self._counts[::2]), sum(self._counts[1::2])
+
+    def _start(self, share: Sequence[Place], deliver: Deliver, at: int) -> _Worker:
+        """``at``: where its two counts are."""
+
+        def progress(done: int, total: int) -> None:
+            self._counts[at], self._counts[at + 1] = done, total
+
         go_read, go_write = posix.pipe()
         told_read, told_write = posix.pipe()
         try:
@@ -81,6 +96,7 @@ class Workers:
         if pid:
             posix.close(go_read)
             posix.close(told_write)
+            progress(0, len(share))
             return _Worker(pid, go_write, told_read)
         code = 1
         try:
@@ -92,7 +108,7 @@ class Workers:
             posix.close(told_read)
             summary = Summary()
             if told := posix.read(go_read, 1):
-                deliver(share, summary, told == _FAR)
+                deliver(share, summary, told == _FAR, progress)
                 posix.write(told_write, _packed(summary))
             code = 0
         except Exception as exc:  # noqa: BLE001 - the first process tells that it failed
@@ -119,15 +135,17 @@ class Workers:
             except ProcessLookupError:
                 pass
 
-    def finish(self, summary: Summary) -> bool:
-        """Wait for them, and add up.  False when they were never told to begin: their shares are untouched."""
+    def finish(self, summary: Summary, meanwhile: Callable[[], None] = lambda: None) -> bool:
+        """Wait for them, and add up.  False when they were never told to begin: their shares are untouched.
+
+        ``meanwhile``  is called now and then
+        """
         begun = self._gone
         for worker in self._workers:
             posix.close(worker.go)
         while self._workers:
             worker = self._workers[0]
-            with open(worker.told, "rb") as pipe:
-                told = pipe.read()
+            told = _hear(worker.told, meanwhile)
             # From here on its number may be another's, who is not to be told to end.
             del self._workers[0]
             try:
@@ -142,6 +160,25 @@ class Workers:
                 continue
             _add(summary, told)
         return begun
+
+
+def _hear(pipe: int, meanwhile: Callable[[], None]) -> bytes:
+    """All that a worker tells, which fits into a pipe.  Closes it."""
+    import select
+
+    poll = select.poll()
+    poll.register(pipe, select.POLLIN)
+    while not poll.poll(_LOOK):
+        meanwhile()
+    with open(pipe, "rb") as file:
+        return file.read()
+
+
+def _shared_counts(count: int) -> memoryview:
+    """So many numbers, zeros, that this process and those that it forks see and write."""
+    from mmap import mmap
+
+    return memoryview(mmap(-1, 4 * count)).cast("I")
 
 
 def processes() -> int:

@@ -18,6 +18,8 @@ from minisend.delivery.flush import Selection, Stop, flush
 from minisend.delivery.workers import Workers
 from minisend.spool.store import Place
 
+Progress = Callable[[int, int], None]
+
 
 @pytest.fixture
 def log() -> Lines:
@@ -28,7 +30,7 @@ def test_one_that_is_told_twice_to_end_ends_with_its_transaction(log: Lines) -> 
     """By who signals a whole group, as a terminal and systemd do, and by the first process, which was told too."""
     stop = Stop()
 
-    def deliver(share: Sequence[Place], summary: Summary, far: bool) -> None:
+    def deliver(share: Sequence[Place], summary: Summary, far: bool, progress: Progress) -> None:
         for number in (signal.SIGINT, signal.SIGTERM):
             os.kill(os.getpid(), number)
         summary.delivered = 1
@@ -47,7 +49,7 @@ def test_one_that_ignores_an_interrupt_goes_on_ignoring_it(log: Lines) -> None:
     """Begun with nohup(1), or in the background of a shell without job control."""
     stop = Stop()
 
-    def deliver(share: Sequence[Place], summary: Summary, far: bool) -> None:
+    def deliver(share: Sequence[Place], summary: Summary, far: bool, progress: Progress) -> None:
         os.kill(os.getpid(), signal.SIGINT)
         summary.stopped = stop.asked
 
@@ -61,6 +63,48 @@ def test_one_that_ignores_an_interrupt_goes_on_ignoring_it(log: Lines) -> None:
     finally:
         signal.signal(signal.SIGINT, before)
     assert (summary, log.lines) == (Summary(), [])
+
+
+def test_progress_is_that_of_all(spool: str, log: Lines, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "WORTH", 1)
+    for each in range(9):
+        put(spool, each, b"ann@x.test", arrived=time.time())
+    steps: list[tuple[int, int]] = []
+    with ScriptedServer() as server:
+        summary = flush(
+            to_smarthost(spool, server.port),
+            Selection(),
+            log=log,
+            progress=lambda *step: steps.append(step),
+            processes=3,
+        )
+    assert summary == Summary(tried=9, delivered=9)
+    assert steps == sorted(steps)
+    assert {total for _, total in steps} == {9}
+    assert steps[-1] == (9, 9)
+
+
+def test_how_far_a_worker_is_can_be_seen_while_it_works(log: Lines) -> None:
+    read, write = os.pipe()
+
+    def deliver(share: Sequence[Place], summary: Summary, far: bool, progress: Progress) -> None:
+        progress(1, 3)
+        os.read(read, 1)
+        progress(3, 3)
+
+    def meanwhile() -> None:
+        seen.add(workers.progress)
+        if (1, 3) in seen:
+            os.write(write, b"x")
+
+    seen: set[tuple[int, int]] = set()
+    workers = Workers([[]], deliver, log, lambda: None)
+    workers.begin(False)
+    assert workers.finish(Summary(), meanwhile)
+    os.close(read)
+    os.close(write)
+    assert (1, 3) in seen
+    assert workers.progress == (3, 3)
 
 
 def open_files() -> int:
@@ -116,7 +160,7 @@ def test_with_sigchld_ignored_by_who_started_it_a_flush_ends_well(
 
 
 def test_one_that_was_killed_before_it_began_keeps_nobody_from_beginning(log: Lines) -> None:
-    def deliver(share: Sequence[Place], summary: Summary, far: bool) -> None:
+    def deliver(share: Sequence[Place], summary: Summary, far: bool, progress: Progress) -> None:
         summary.delivered = 1
 
     workers = Workers([[], []], deliver, log, lambda: None)
