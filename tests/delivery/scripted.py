@@ -228,14 +228,19 @@ class ScriptedServer:
 
 def _read_message(lines: "socket.SocketIO", session: Session, *, breaks_off: bool) -> bytes | None:
     pieces = []
-    while line := lines.readline():
-        if line == b".\r\n":
-            return b"".join(pieces)
-        pieces.append(line.removeprefix(b"."))
-        if breaks_off:
-            break
+    # However the client leaves: closed, or reset.
     session.cut = True
-    session.octets = b"".join(pieces)
+    try:
+        while line := lines.readline():
+            if line == b".\r\n":
+                session.cut = False
+                return b"".join(pieces)
+            pieces.append(line.removeprefix(b"."))
+            if breaks_off:
+                break
+    finally:
+        if session.cut:
+            session.octets = b"".join(pieces)
     return None
 
 

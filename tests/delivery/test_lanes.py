@@ -477,9 +477,12 @@ def test_few_messages_get_their_turn_before_many_are_through(spool: str, log: Li
     put_many(spool, range(200), b"a@[127.0.0.1]")
     few = put_many(spool, range(200, 203), b"a@[127.0.0.2]")
     before: list[int] = []
+    all_added = threading.Event()
     few_are_through = threading.Event()
 
     def answer_many(command: bytes) -> None:
+        if command == END_OF_DATA:
+            assert all_added.wait(_WAIT)
         # A turn of each of the two lanes, and what may go out while the new one connects.
         held = command == END_OF_DATA and len(server.messages) >= 60
         if held and not few_are_through.wait(_WAIT):
@@ -495,8 +498,13 @@ def test_few_messages_get_their_turn_before_many_are_through(spool: str, log: Li
         ScriptedServer(answer_many, port=port) as server,
         ScriptedServer(answer_few, address="127.0.0.2", port=port) as other,
     ):
-        config = to_literals(spool, port, delivery=Delivery(connections=2))
-        assert flush(config, Selection(), log=log) == Summary(tried=203, delivered=203)
+        summary = flush(
+            to_literals(spool, port, delivery=Delivery(connections=2)),
+            Selection(),
+            log=log,
+            progress=lambda done, total: all_added.set() if total == 203 else None,
+        )
+    assert summary == Summary(tried=203, delivered=203)
     assert senders(other.messages) == few
     # Behind the sixtieth there is at most the one that the other lane has in hand.
     assert before[-1] <= 61
