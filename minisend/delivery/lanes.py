@@ -28,10 +28,11 @@ from time import monotonic, process_time
 from minisend.delivery.attempt import Attempt
 from minisend.delivery.condition import Condition
 from minisend.delivery.destination import PROBE_PAUSE, after_failure
+from minisend.delivery.lane import Lane
 from minisend.delivery.pace import Pace
 from minisend.delivery.policy import LOCAL, SETTINGS, TOKEN
 from minisend.delivery.rate import rate_of
-from minisend.delivery.remote import Remote, Stopped
+from minisend.delivery.remote import Stopped
 from minisend.delivery.route import SMARTHOST, common
 from minisend.errors import SpoolError, SystemFault
 from minisend.log import line
@@ -46,7 +47,6 @@ if TYPE_CHECKING:
     from minisend.delivery.destination import Down
     from minisend.delivery.policy import Verdict
     from minisend.delivery.rate import Rate
-    from minisend.delivery.remote import Content
     from minisend.delivery.route import NextHop
 else:
     from _collections import deque
@@ -71,7 +71,7 @@ _PATIENCE = 60.0
 _GLANCE = 1.0
 
 
-class _Work:
+class Work:
     """A message for one next hop.
 
     ``attempt``  None: nobody has opened it yet
@@ -94,7 +94,7 @@ class _Work:
         self.wave = wave
 
 
-class _Destination:
+class Destination:
     """A next hop and its lanes.
 
     ``begun``   lanes so far
@@ -113,7 +113,7 @@ class _Destination:
         rate: Rate | None,
     ) -> None:
         self.hop = hop
-        self.work: deque[_Work] = deque()
+        self.work: deque[Work] = deque()
         self.changed = Condition(lock)
         self.lanes = 0
         self.coming = 0
@@ -146,10 +146,10 @@ class Lanes:
         self._ended = Condition(self._lock)
         # who waits for a rate: woken when it is of no use any more
         self._no_patience = Condition(self._lock)
-        self._destinations: dict[NextHop, _Destination] = {}
+        self._destinations: dict[NextHop, Destination] = {}
         self._threads = 0
         # next hops that have work and no lane, since there is no connection for them
-        self._queue: deque[_Destination] = deque()
+        self._queue: deque[Destination] = deque()
         # queue id → the name under which it was added, and how many are at work for it
         self._in_hand: dict[str, tuple[str, int]] = {}
         self._common = common(run.config)
@@ -179,12 +179,12 @@ class Lanes:
                 return self._in_hand[place.queue_id][0] == place.name
             self._in_hand[place.queue_id] = (place.name, 1)
             self.added += 1
-            work = _Work(place, None, came_up=came_up, wave=self._wave)
+            work = Work(place, None, came_up=came_up, wave=self._wave)
         if self._common is not None:
             self._give(self._common, work)
         else:
-            self._begin(work, None)
-            self._release(work)
+            self.begin(work, None)
+            self.release(work)
         return True
 
     def take_recovered(self) -> set[int]:
@@ -252,7 +252,7 @@ class Lanes:
 
     # -- work
 
-    def _begin(self, work: _Work, here: _Destination | None) -> Attempt | None:
+    def begin(self, work: Work, here: Destination | None) -> Attempt | None:
         """Open a message and give it to its next hops; the attempt when ``here`` is one of them."""
         attempt = Attempt(self._run, work.place, came_up=work.came_up)
         hops = attempt.begin(keep=here is not None or len(self._in_hand) <= _KEPT_OPEN)
@@ -266,16 +266,16 @@ class Lanes:
                 self._in_hand[work.place.queue_id] = (name, count + 1)
             self._give(
                 hop,
-                _Work(work.place, attempt, came_up=work.came_up, wave=work.wave),
+                Work(work.place, attempt, came_up=work.came_up, wave=work.wave),
             )
         return mine
 
-    def _give(self, hop: NextHop, work: _Work) -> None:
+    def _give(self, hop: NextHop, work: Work) -> None:
         with self._lock:
             destination = self._destinations.get(hop)
             if destination is None:
                 settings = self._run.config.delivery
-                destination = self._destinations[hop] = _Destination(
+                destination = self._destinations[hop] = Destination(
                     hop,
                     self._lock,
                     max(1, settings.connections_per_host // self._run.processes),
@@ -289,7 +289,7 @@ class Lanes:
                 destination.changed.notify()
             self._staff(destination)
 
-    def _release(self, work: _Work) -> None:
+    def release(self, work: Work) -> None:
         """One next hop of this message is done with."""
         with self._lock:
             name, count = self._in_hand[work.place.queue_id]
@@ -305,7 +305,7 @@ class Lanes:
 
     # -- lanes
 
-    def _staff(self, destination: _Destination) -> None:
+    def _staff(self, destination: Destination) -> None:
         """Begin as many lanes as there is work for, as many as there may be."""
         while (
             len(destination.work) > destination.idle + destination.coming
@@ -333,8 +333,8 @@ class Lanes:
             destination.coming += 1
             self._threads += 1
 
-    def _lane(self, destination: _Destination) -> None:
-        lane = _Lane(self, self._run, destination)
+    def _lane(self, destination: Destination) -> None:
+        lane = Lane(self, self._run, destination)
         try:
             lane.work()
         except Stopped:
@@ -367,9 +367,7 @@ class Lanes:
             self.stop()
         self._ready()
 
-    def next_work(
-        self, destination: _Destination, lane: _Lane, *, wait: bool = True
-    ) -> _Work | None:
+    def next_work(self, destination: Destination, lane: Lane, *, wait: bool = True) -> Work | None:
         """The next message for a lane; None when it is to end, or, without ``wait``, to be idle."""
         with self._lock:
             destination.coming -= lane.is_coming
@@ -397,7 +395,7 @@ class Lanes:
         trace = "".join(traceback.format_exception(exc))
         self._run.log.error(line("-", event="bug", trace=trace))
 
-    def take_back(self, destination: _Destination, work: _Work) -> None:
+    def take_back(self, destination: Destination, work: Work) -> None:
         """A lane has taken this and cannot deliver it: it is the next one's."""
         with self._lock:
             destination.work.appendleft(work)
@@ -406,7 +404,7 @@ class Lanes:
 
     # -- what is known of a destination
 
-    def let_in(self, destination: _Destination, lane: _Lane, host: str, quickest: float) -> None:
+    def let_in(self, destination: Destination, lane: Lane, host: str, quickest: float) -> None:
         """A server of this destination, ``host``, is ready for a message; ``quickest``: seconds that an answer took."""
         pace = destination.pace
         down = None
@@ -439,19 +437,19 @@ class Lanes:
             )
             self._ready()
 
-    def _begin_in_earnest(self, destination: _Destination) -> None:
+    def _begin_in_earnest(self, destination: Destination) -> None:
         first = float(min(_FIRST_LANES, destination.most))
         if destination.limit < first and destination.growth == 1.0:
             destination.limit = first
             self._staff(destination)
 
-    def turned_away(self, destination: _Destination) -> None:
+    def turned_away(self, destination: Destination) -> None:
         """A further lane was not let in, while others are: no more than there are, for a while."""
         with self._lock:
             destination.limit = float(max(1, destination.open))
             destination.growth = _CAUTION / destination.limit
 
-    def delivered(self, destination: _Destination) -> None:
+    def delivered(self, destination: Destination) -> None:
         """A message went through: perhaps there is room for a part of a further lane."""
         with self._lock:
             destination.done += 1
@@ -471,7 +469,7 @@ class Lanes:
             self._work = (used - used_then) / (self.done - since)
             self._measured_from = (self.done, used)
 
-    def put_off(self, destination: _Destination, work: _Work) -> Down | None:
+    def put_off(self, destination: Destination, work: Work) -> Down | None:
         """Why this message waits without being attempted, if it does: a probe has failed since it was selected, or just now."""
         with self._lock:
             if destination.down is None or destination.failed is None:
@@ -481,7 +479,7 @@ class Lanes:
             just_now = at <= now < min(at + PROBE_PAUSE, destination.down.until)
             return destination.down if work.wave <= wave or just_now else None
 
-    def held_back(self, destination: _Destination, meanwhile: Callable[[], None]) -> Down | None:
+    def held_back(self, destination: Destination, meanwhile: Callable[[], None]) -> Down | None:
         """Wait until the rate of this destination allows a message; why it does not, when that takes too long.
 
         ``meanwhile``  is called about each second.  Raises Stopped when the run is to end.
@@ -512,7 +510,7 @@ class Lanes:
             )
         return down.but(until=min(down.until, latest))
 
-    def others_are_there(self, destination: _Destination, lane: _Lane) -> bool:
+    def others_are_there(self, destination: Destination, lane: Lane) -> bool:
         """This lane was not let in again.  Whether there are others, in or about to be: the messages are for those.
 
         The last of them is the probe that says whether the destination is down.
@@ -524,7 +522,7 @@ class Lanes:
                 self.turned_away(destination)
             return destination.lanes > 1
 
-    def failed(self, destination: _Destination, lane: _Lane, verdict: Verdict) -> Down | None:
+    def failed(self, destination: Destination, lane: Lane, verdict: Verdict) -> Down | None:
         """No server let this lane in: what its message, and all others, wait for.  None where there are other lanes."""
         spool = self._run.config.spool
         with self._lock:
@@ -547,7 +545,7 @@ class Lanes:
             self._tell_admin(destination.hop, verdict, destination.hop.name)
         return down
 
-    def refused(self, destination: _Destination, verdict: Verdict) -> None:
+    def refused(self, destination: Destination, verdict: Verdict) -> None:
         """One of its servers does not let us in, until the administrator acts; another one did."""
         hop = destination.hop
         if hop.kind == SMARTHOST:
@@ -583,186 +581,3 @@ class Lanes:
 def _host_of(hop: NextHop, host: str) -> str:
     """The name under which is kept what was told of one host; of no next hop the name has a space."""
     return f"{hop.name} {host}"
-
-
-class _Lane:
-    """One thread with one connection."""
-
-    def __init__(self, lanes: Lanes, run: Run, destination: _Destination) -> None:
-        self._lanes = lanes
-        self._run = run
-        self._destination = destination
-        self.served = 0
-        destination.begun += 1
-        self._number = destination.begun
-        self._in_hand: dict[_Carried, None] = {}
-        self.is_open = False
-        self.is_coming = True
-        self.is_turned_away = False
-
-    def work(self) -> None:
-        """Serve the destination for as long as there is something to do."""
-        lanes, run, destination = self._lanes, self._run, self._destination
-        with Remote(
-            destination.hop,
-            run.config,
-            run.resolver,
-            opened=lambda host, quickest: lanes.let_in(destination, self, host, quickest),
-            refused=lambda verdict: lanes.refused(destination, verdict),
-            trace=self._trace if run.trace is not None else None,
-            while_waiting=self._make_durable,
-            stopping=lambda: lanes.stopping,
-            one_by_one=run.one_by_one,
-        ) as remote:
-            if destination.open and not remote.open_ahead():
-                lanes.turned_away(destination)
-                return
-            try:
-                while (work := lanes.next_work(destination, self)) is not None:
-                    if destination.open > self.is_open and not remote.open_ahead():
-                        # Others are in, and it would put off whatever message it takes.
-                        lanes.take_back(destination, work)
-                        lanes.turned_away(destination)
-                        break
-                    carried = self._take(work)
-                    if carried is not None:
-                        remote.serve(carried, self._more)
-                    if self.is_turned_away:
-                        break
-            except Stopped:
-                pass
-            finally:
-                for carried in list(self._in_hand):
-                    carried.drop()
-            # Before the goodbye, which a server can draw out.
-            self._make_durable()
-
-    def _more(self) -> _Carried | None:
-        """What is to follow a message over the same session; None when there is nothing now."""
-        lanes, destination = self._lanes, self._destination
-        while destination.rate is None:
-            work = lanes.next_work(destination, self, wait=False)
-            if work is None:
-                return None
-            try:
-                carried = self._take(work)
-            except Exception as exc:  # noqa: BLE001 - what is in flight is to be heard of first
-                lanes.log_bug(exc)
-                return None
-            if carried is not None:
-                return carried
-        return None
-
-    def _take(self, work: _Work) -> _Carried | None:
-        """Begin with a message; None when nothing is to be sent of it."""
-        lanes, destination = self._lanes, self._destination
-        self.served += 1
-        try:
-            attempt = work.attempt or lanes._begin(work, destination)
-        except BaseException:
-            lanes._release(work)
-            raise
-        if attempt is None:
-            lanes._release(work)
-            return None
-        carried = _Carried(self, work, attempt)
-        down = None
-        if attempt.enter(destination.hop):
-            try:
-                down = lanes.put_off(destination, work)
-                if down is None:
-                    down = lanes.held_back(destination, self._make_durable)
-                if down is None and carried.begin():
-                    return carried
-            except BaseException:
-                carried.drop()
-                raise
-        carried.leave(down)
-        return None
-
-    def _trace(self, text: str) -> None:
-        if self._run.trace is not None:
-            # Of several connections to the same server each has a number.
-            self._run.trace(f"{self._destination.hop.name} ({self._number}) {text}")
-
-    def _make_durable(self) -> None:
-        # Removals and moves must not wait for a server that takes minutes.  Where this fails it is for the end to
-        # raise: here an attempt is under way, and perhaps has delivered to some.
-        try:
-            self._run.queue.sync()
-        except OSError as exc:
-            self._run.log.error(line("-", event="unsynced", reason=f"queue: {exc.strerror}"))
-
-
-class _Carried:
-    """A message that a lane has in hand, as ``delivery.remote`` sees it."""
-
-    __slots__ = (
-        *("_attempt", "_lane", "_work"),
-        *("content", "fail", "recipients", "sender", "settle"),
-    )
-    content: Content
-    recipients: dict[int, bytes]
-    sender: bytes
-    settle: Callable[[list[Verdict]], bool]
-    fail: Callable[[Exception], None]
-
-    def __init__(self, lane: _Lane, work: _Work, attempt: Attempt) -> None:
-        self._lane = lane
-        self._work = work
-        self._attempt = attempt
-        lane._in_hand[self] = None
-
-    def begin(self) -> bool:
-        """Make it ready to be sent; False when there is nothing to send."""
-        job = self._attempt.job(self._lane._destination.hop)
-        if job is None:
-            return False
-        self.content = job.content
-        self.recipients = job.recipients
-        self.sender = job.sender
-        self.settle = job.settle
-        self.fail = job.fail
-        return True
-
-    def give_back(self) -> None:
-        """See ``remote.Job``."""
-        lane = self._lane
-        self._attempt.pause()
-        lane._in_hand.pop(self, None)
-        self._work.attempt = self._attempt
-        lane._lanes.take_back(lane._destination, self._work)
-
-    def turned_away(self) -> bool:
-        """See ``remote.Job``."""
-        lane = self._lane
-        lane.is_turned_away = lane._lanes.others_are_there(lane._destination, lane)
-        return lane.is_turned_away
-
-    def done(self, unreachable: Verdict | None) -> None:
-        """See ``remote.Job``."""
-        lane = self._lane
-        down = None
-        if unreachable is not None:
-            down = lane._lanes.failed(lane._destination, lane, unreachable)
-        else:
-            lane._lanes.delivered(lane._destination)
-        self.leave(down)
-
-    def leave(self, down: Down | None) -> None:
-        """Its next hop is done with; ``down``: until that answers again."""
-        try:
-            self._attempt.leave(self._lane._destination.hop, down)
-        finally:
-            self._end()
-
-    def drop(self) -> None:
-        """The run ends before it was sent, or before it is known what became of it."""
-        try:
-            self._attempt.drop(self._lane._destination.hop)
-        finally:
-            self._end()
-
-    def _end(self) -> None:
-        self._lane._in_hand.pop(self, None)
-        self._lane._lanes._release(self._work)

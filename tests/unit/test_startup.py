@@ -231,6 +231,7 @@ FLUSH = {
     "minisend.delivery.destination",
     "minisend.delivery.flood",
     "minisend.delivery.flush",
+    "minisend.delivery.lane",
     "minisend.delivery.lanes",
     "minisend.delivery.mx",
     "minisend.delivery.outgoing",
