@@ -36,7 +36,8 @@ from minisend.admin.terminal import printable, write
 from minisend.config.sections import Config
 from minisend.errors import SpoolError, UsageError
 from minisend.log import Log, line
-from minisend.spool.store import Entry, Place, Queue
+from minisend.spool.entry import Entry, Place
+from minisend.spool.store import Queue
 from minisend.spool.trigger import EVERYTHING, poke
 
 

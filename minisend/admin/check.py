@@ -37,8 +37,9 @@ from minisend.errors import SpoolError, SpoolFull
 from minisend.smtp.client import AUTH
 from minisend.spool import disk
 from minisend.spool.enqueue import Floor
+from minisend.spool.entry import Place
 from minisend.spool.place import open_state
-from minisend.spool.store import Place, Queue
+from minisend.spool.store import Queue
 
 #: Seconds; a queue is flushed every few minutes, and one with much in it takes a while.
 OVERDUE = 1800

@@ -25,8 +25,9 @@ import time
 from minisend.admin.terminal import printable
 from minisend.envelope import Outcome
 from minisend.errors import SpoolError
+from minisend.spool.entry import Entry, Place
 from minisend.spool.record import BrokenRecord, UnknownVersion
-from minisend.spool.store import Entry, Place, Queue, claimed_files
+from minisend.spool.store import Queue, claimed_files
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

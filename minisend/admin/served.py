@@ -12,8 +12,8 @@ from minisend.admin.listing import Listed
 from minisend.admin.terminal import printable, write
 from minisend.errors import PermissionDenied, SpoolError
 from minisend.spool import client
+from minisend.spool.entry import Entry, Place
 from minisend.spool.record import BrokenRecord, UnknownVersion, head_length, parse_head, parse_tail
-from minisend.spool.store import Entry, Place
 
 
 def messages(socket: str) -> Iterator[Listed]:

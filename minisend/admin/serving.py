@@ -31,11 +31,12 @@ from minisend.log import Log, line
 from minisend.message.header import HEADER_LIMIT
 from minisend.message.permission import refusal
 from minisend.spool.enqueue import Floor
+from minisend.spool.entry import Entry
 from minisend.spool.limits import Usage
 from minisend.spool.listener import Listener, make, passed
 from minisend.spool.place import open_queue, state
 from minisend.spool.service import Service, Settings
-from minisend.spool.store import Entry, Queue
+from minisend.spool.store import Queue
 from minisend.spool.trigger import SUBMISSION, is_served, poke
 
 # Seconds that clients have to come to an end when the service is told to.

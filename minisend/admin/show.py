@@ -36,8 +36,8 @@ from minisend.envelope import FAILED, Outcome
 from minisend.errors import DataError
 from minisend.message.header import split
 from minisend.smtp.wire import crlf
+from minisend.spool.entry import Entry
 from minisend.spool.record import BrokenRecord, Requeue, parse_ranges
-from minisend.spool.store import Entry
 
 
 def show(config: Config, ids: tuple[str, ...], *, headers: bool, raw: bool, as_json: bool) -> int:

@@ -32,8 +32,9 @@ from minisend.errors import MinisendError, SpoolError
 from minisend.kept import Kept
 from minisend.log import Log, line
 from minisend.smtp.transaction import DsnRequest
+from minisend.spool.entry import Entry, NoRoom, Place
 from minisend.spool.record import BrokenRecord, format_ranges
-from minisend.spool.store import Entry, NoRoom, Place, Queue
+from minisend.spool.store import Queue
 from minisend.value import Value
 
 TYPE_CHECKING = False

@@ -32,8 +32,9 @@ from minisend.message import dsn
 from minisend.smtp.wire import crlf
 from minisend.spool import disk
 from minisend.spool.enqueue import enqueue, new_queue_id
+from minisend.spool.entry import Entry
 from minisend.spool.record import format_ranges, parse_ranges
-from minisend.spool.store import Entry, Queue
+from minisend.spool.store import Queue
 from minisend.value import Value
 
 TYPE_CHECKING = False

@@ -45,9 +45,10 @@ from minisend.message.header import HEADER_LIMIT, find
 from minisend.message.header import split as split_header
 from minisend.spool import disk
 from minisend.spool.enqueue import new_queue_id
+from minisend.spool.entry import Entry
 from minisend.spool.place import state
 from minisend.spool.record import format_ranges
-from minisend.spool.store import Entry, Queue
+from minisend.spool.store import Queue
 from minisend.value import Value
 
 TYPE_CHECKING = False

@@ -18,8 +18,9 @@ from minisend.delivery.lanes import Lanes
 from minisend.delivery.pickup import Pickup
 from minisend.errors import SpoolError, UsageError
 from minisend.log import Log, line
+from minisend.spool.entry import Place
 from minisend.spool.record import BrokenRecord, UnknownVersion
-from minisend.spool.store import Place, Queue
+from minisend.spool.store import Queue
 from minisend.value import Value
 
 TYPE_CHECKING = False

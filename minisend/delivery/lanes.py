@@ -36,7 +36,7 @@ from minisend.delivery.remote import Stopped
 from minisend.delivery.route import SMARTHOST, common
 from minisend.errors import SpoolError, SystemFault
 from minisend.log import line
-from minisend.spool.store import Place
+from minisend.spool.entry import Place
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -9,8 +9,8 @@ from minisend.message.complete import complete, facts_for
 from minisend.message.header import HEADER_LIMIT, LINE_LIMIT
 from minisend.message.header import split as split_header
 from minisend.spool.enqueue import Ruler
+from minisend.spool.entry import Entry
 from minisend.spool.record import EIGHT_BIT, LONG_LINE
-from minisend.spool.store import Entry
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -25,7 +25,8 @@ from minisend.delivery.lanes import Lanes
 from minisend.delivery.pickup import Pickup
 from minisend.errors import SpoolError
 from minisend.log import Log, line
-from minisend.spool.store import Place, Queue
+from minisend.spool.entry import Place
+from minisend.spool.store import Queue
 from minisend.spool.trigger import EVERYTHING, SUBMISSION, Trigger, poke
 
 _LOOK_AHEAD = 300.0

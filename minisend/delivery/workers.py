@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from minisend.log import Log
-    from minisend.spool.store import Place
+    from minisend.spool.entry import Place
 
     Progress = Callable[[int, int], None]
     Deliver = Callable[[Sequence[Place], Summary, bool, Progress], None]

@@ -54,6 +54,17 @@ def write(fd: int, octets: bytes) -> None:
         done = posix.write(fd, octets)
 
 
+def read_at(fd: int, count: int, offset: int) -> bytes:
+    """``count`` octets, fewer only at the end of the file."""
+    octets = posix.pread(fd, count, offset)
+    while len(octets) < count:
+        piece = posix.pread(fd, count - len(octets), offset + len(octets))
+        if not piece:
+            break
+        octets += piece
+    return octets
+
+
 def write_at(fd: int, octets: bytes, offset: int) -> None:
     """All of ``octets`` at ``offset``."""
     done = posix.pwrite(fd, octets, offset)

@@ -11,8 +11,9 @@ Never changes anything, but makes durable what it calls known: whoever hears of 
 """
 
 from minisend.spool import disk, tombstone
+from minisend.spool.entry import Place
 from minisend.spool.record import BrokenRecord, UnknownVersion
-from minisend.spool.store import Place, Queue
+from minisend.spool.store import Queue
 
 _NAMED = ("new", "hold", "failed")
 

@@ -18,9 +18,10 @@ from contextlib import suppress
 
 from minisend.envelope import SOCKET, Envelope, Outcome
 from minisend.errors import SpoolError, UsageError
+from minisend.spool.entry import Entry, Place
 from minisend.spool.place import OVERFLOW_UID
 from minisend.spool.record import BrokenRecord, UnknownVersion, format_outcomes
-from minisend.spool.store import MESSAGE_STATES, Entry, Place, Queue, claimed_files
+from minisend.spool.store import MESSAGE_STATES, Queue, claimed_files
 
 # Seconds between two times that a uid may have its messages flushed.
 _FLUSH_PAUSE = 60.0

@@ -14,7 +14,8 @@ import minisend
 from minisend.admin.command import main
 from minisend.envelope import DELAYED, Outcome
 from minisend.spool import disk
-from minisend.spool.store import Entry, Queue
+from minisend.spool.entry import Entry
+from minisend.spool.store import Queue
 
 NOW = 1795440600.0
 CHECKOUT = Path(minisend.__file__).parents[1]

@@ -180,7 +180,7 @@ def test_page_does_nothing_to_a_terminal(crafted, show):
 
 
 def test_character_cut_between_two_pieces(crafted, show, monkeypatch):
-    monkeypatch.setattr("minisend.spool.store._PIECE", 3)
+    monkeypatch.setattr("minisend.spool.entry._PIECE", 3)
     monkeypatch.setattr("minisend.delivery.outgoing.HEADER_LIMIT", -4085)
     crafted.add("0000000000000002", message="a: b\n\néäö\r\nüé".encode())
     assert show("0000000000000002").decode().endswith("\n\néäö\nüé\n")

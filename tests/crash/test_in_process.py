@@ -16,7 +16,8 @@ from minisend.envelope import DELAYED, DELIVERED, Facts, Outcome
 from minisend.errors import SpoolError
 from minisend.spool import disk
 from minisend.spool.enqueue import enqueue
-from minisend.spool.store import Entry, NoRoom, Place, Queue
+from minisend.spool.entry import Entry, NoRoom, Place
+from minisend.spool.store import Queue
 
 pytestmark = pytest.mark.crash
 

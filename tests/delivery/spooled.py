@@ -9,7 +9,8 @@ from minisend.config.sections import Config, Delivery, Smarthost, Spool
 from minisend.delivery import attempt, flush, lanes, remote
 from minisend.envelope import Envelope, Recipient
 from minisend.spool.enqueue import enqueue
-from minisend.spool.store import Entry, Place, Queue
+from minisend.spool.entry import Entry, Place
+from minisend.spool.store import Queue
 
 NOW = 1_700_000_000.0
 MESSAGE = b"From: Me <me@here.test>\nDate: today\nMessage-ID: <1@here.test>\n\nHello.\n"

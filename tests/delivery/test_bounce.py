@@ -19,8 +19,8 @@ from minisend.errors import SpoolError
 from minisend.message.complete import facts_for
 from minisend.spool import disk
 from minisend.spool.enqueue import enqueue
+from minisend.spool.entry import Place
 from minisend.spool.record import BrokenRecord
-from minisend.spool.store import Place
 
 ARRIVED = 1_700_000_000.25
 SOON = ARRIVED + 10

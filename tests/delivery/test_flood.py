@@ -20,7 +20,8 @@ from minisend.delivery.flood import (
 from minisend.envelope import Envelope, Recipient
 from minisend.spool import disk
 from minisend.spool.enqueue import enqueue, new_queue_id
-from minisend.spool.store import Place, Queue
+from minisend.spool.entry import Place
+from minisend.spool.store import Queue
 
 PASS, HOLD, TELL = Verdict.PASS, Verdict.HOLD, Verdict.HOLD_AND_TELL
 NOW = 1_795_440_600.25
@@ -417,7 +418,7 @@ def test_a_crash_after_the_notice_does_not_tell_twice(queue, tmp_path, monkeypat
 
     with monkeypatch.context() as patched:
         if call == "note":
-            patched.setattr("minisend.spool.store.Entry.note_reported", crash)
+            patched.setattr("minisend.spool.entry.Entry.note_reported", crash)
         else:
             # Under the notice's own name, in tmp: as a crash inside of enqueue leaves it.
             patched.setattr("minisend.delivery.notice.enqueue", crash)

@@ -42,8 +42,9 @@ from minisend.smtp.session import WINDOW
 from minisend.smtp.stream import blame
 from minisend.spool import disk
 from minisend.spool.enqueue import new_queue_id
+from minisend.spool.entry import Entry, Place
 from minisend.spool.place import STATES
-from minisend.spool.store import Entry, Place, Queue
+from minisend.spool.store import Queue
 
 ROOT = Path(__file__).parents[2]
 ONE_EACH = (*KEYWORDS, b"LIMITS RCPTMAX=1")

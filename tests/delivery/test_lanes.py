@@ -40,7 +40,8 @@ from minisend.delivery.remote import Remote
 from minisend.delivery.route import NextHop
 from minisend.envelope import RELAYED
 from minisend.errors import SystemFault
-from minisend.spool.store import Place, Queue
+from minisend.spool.entry import Place
+from minisend.spool.store import Queue
 
 _WAIT = 20.0  # a test that waits longer has failed
 ANN = b"ann@x.test"

@@ -18,7 +18,7 @@ from minisend.config.sections import Config
 from minisend.delivery import remote, retry
 from minisend.delivery.attempt import Summary
 from minisend.delivery.flush import Selection, flush
-from minisend.spool.store import Place
+from minisend.spool.entry import Place
 
 ANN = b"ann@x.test"
 HOUR, DAY = 3600.0, 86400.0

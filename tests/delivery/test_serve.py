@@ -26,7 +26,8 @@ from minisend.delivery.attempt import Run, Summary
 from minisend.delivery.flush import Stop, background_flush
 from minisend.delivery.serve import serve
 from minisend.errors import SpoolError, SystemFault
-from minisend.spool.store import Place, Queue
+from minisend.spool.entry import Place
+from minisend.spool.store import Queue
 from minisend.spool.trigger import EVERYTHING, SUBMISSION, Trigger, poke
 
 _WAIT = 20.0  # a test that waits longer has failed

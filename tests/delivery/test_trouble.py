@@ -36,7 +36,8 @@ from peers.process import free_port
 from spool.make import listing
 
 from minisend.envelope import DELAYED, FAILED, RELAYED, Outcome, Recipient
-from minisend.spool.store import Entry, Queue
+from minisend.spool.entry import Entry
+from minisend.spool.store import Queue
 
 ANN, BOB = "ann@x.test", "bob@x.test"
 SENDER = ("-f", "me@here.test")

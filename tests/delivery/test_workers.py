@@ -16,7 +16,7 @@ from minisend.delivery import workers as module
 from minisend.delivery.attempt import Summary
 from minisend.delivery.flush import Selection, Stop, flush
 from minisend.delivery.workers import Workers
-from minisend.spool.store import Place
+from minisend.spool.entry import Place
 
 Progress = Callable[[int, int], None]
 

@@ -4,7 +4,8 @@ import os
 
 from minisend.envelope import Envelope, Recipient
 from minisend.spool.enqueue import enqueue
-from minisend.spool.store import Entry, Place, Queue
+from minisend.spool.entry import Entry, Place
+from minisend.spool.store import Queue
 
 ID = "00112233445566aa"
 MESSAGE = b"Subject: hello\n\nHello.\n"

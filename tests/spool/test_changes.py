@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from minisend.spool import changes, disk
-from minisend.spool.store import Place
+from minisend.spool.entry import Place
 from spool.make import MESSAGE, RecordingQueue, claimed, put
 from spool.seam import Seam
 

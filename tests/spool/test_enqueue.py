@@ -8,8 +8,9 @@ import pytest
 from minisend.errors import MessageTooBig, SpoolError
 from minisend.spool import disk
 from minisend.spool.enqueue import Counter, enqueue, new_queue_id
+from minisend.spool.entry import Place
 from minisend.spool.record import format_head, format_trailer, head_crc
-from minisend.spool.store import Place, Queue
+from minisend.spool.store import Queue
 from spool.make import ID, MESSAGE, claimed, envelope, listing
 from spool.seam import Seam, fail_at
 

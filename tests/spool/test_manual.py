@@ -6,8 +6,8 @@ import re
 
 import pytest
 
+from minisend.spool.entry import Place
 from minisend.spool.place import LEAVES, STATES
-from minisend.spool.store import Place
 from spool.make import ID, claimed
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]

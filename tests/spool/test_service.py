@@ -14,10 +14,10 @@ from minisend.errors import PermissionDenied
 from minisend.log import line
 from minisend.spool import disk, drop, ingest, own_mail, quota, service
 from minisend.spool.enqueue import enqueue
+from minisend.spool.entry import Place
 from minisend.spool.place import LEAF_MODE
 from minisend.spool.protocol import frame
 from minisend.spool.record import format_head, format_outcomes
-from minisend.spool.store import Place
 from spool.make import claimed, listing
 from spool.seam import fail_at
 from spool.served import (

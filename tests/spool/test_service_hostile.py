@@ -18,10 +18,11 @@ from minisend.envelope import Envelope, Recipient
 from minisend.errors import DataError, PermissionDenied
 from minisend.log import line
 from minisend.spool import client, connections, disk, drop, ingest, protocol, quota, service
+from minisend.spool.entry import Place
 from minisend.spool.limits import Usage
 from minisend.spool.protocol import frame
 from minisend.spool.record import SUBMITTED_HEAD_LIMIT, format_head
-from minisend.spool.store import Place, Queue
+from minisend.spool.store import Queue
 from minisend.spool.trigger import Trigger
 from spool.make import RecordingQueue, claimed, put
 from spool.seam import Seam, fail_at

@@ -9,6 +9,7 @@ import pytest
 from minisend.envelope import DELAYED, DELIVERED, FAILED, Facts, Outcome
 from minisend.errors import SpoolError
 from minisend.spool import disk
+from minisend.spool.entry import NoRoom, Place
 from minisend.spool.record import (
     OUTCOME_ROOM,
     BrokenRecord,
@@ -18,7 +19,7 @@ from minisend.spool.record import (
     format_line,
     format_outcomes,
 )
-from minisend.spool.store import NoRoom, Place, Queue
+from minisend.spool.store import Queue
 from spool.make import ID, MESSAGE, RecordingQueue, claimed, envelope, listing, path, put
 from spool.seam import Seam, fail_at
 
@@ -1038,7 +1039,7 @@ def test_the_end_of_a_file_can_shrink_while_it_is_read(queue, monkeypatch):
                     os.truncate(path(queue, place), entry.tail_at)
                 return real(fd, count, offset)
 
-        monkeypatch.setattr("minisend.spool.store.posix", Shrinking())
+        monkeypatch.setattr("minisend.spool.disk.posix", Shrinking())
         reading = queue.read(place)
         assert reading is not None
         with reading:

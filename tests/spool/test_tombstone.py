@@ -8,7 +8,8 @@ from crash.faulty import ERRORS
 
 from minisend.spool import disk, tombstone
 from minisend.spool.enqueue import acknowledge, enqueue
-from minisend.spool.store import Place, Queue
+from minisend.spool.entry import Place
+from minisend.spool.store import Queue
 from spool.make import ID, MESSAGE, claimed, envelope, listing
 from spool.seam import Seam, fail_at, in_child, stop_after
 
@@ -112,7 +113,8 @@ def test_the_usual_one_costs_no_call(queue, monkeypatch):
         seam = Seam()
         with monkeypatch.context() as patched:
             patched.setattr(disk, "posix", seam)
-            patched.setattr("minisend.spool.store.posix", seam)
+            for module in ("entry", "store"):
+                patched.setattr(f"minisend.spool.{module}.posix", seam)
             remove(queue)
         # What was removed is closed by a thread, in its own time.
         return [call for call in seam.calls if call != "close"]

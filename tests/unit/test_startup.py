@@ -269,6 +269,7 @@ FLUSH = {
     "minisend.spool.enqueue",
     "minisend.spool.place",
     "minisend.spool.record",
+    "minisend.spool.entry",
     "minisend.spool.store",
     "minisend.spool.tombstone",
     "minisend.value",
