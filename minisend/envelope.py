@@ -202,19 +202,6 @@ class Outcome:
         self.command = command
         self.at = at
 
-    def for_recipient(self, index: int) -> "Outcome":
-        """The same outcome for another recipient."""
-        return Outcome(
-            index,
-            self.action,
-            self.status,
-            self.reason,
-            remote_mta=self.remote_mta,
-            diagnostic=self.diagnostic,
-            command=self.command,
-            at=self.at,
-        )
-
     @property
     def final(self) -> bool:
         """True when this recipient needs no further attempt."""
